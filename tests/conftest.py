@@ -1,0 +1,95 @@
+"""What every test can ask for: a database on one engine after the other, and a second pair of eyes on it."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.engines import BY_ID, EngineMissingError, Engines, Observer, chosen, observe
+
+ENGINES = pytest.StashKey[Engines]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("transact")
+    group.addoption(
+        "--all-engines", action="store_true", help="a database engine that is missing is an error (also with CI=true)"
+    )
+    group.addoption("--long", action="store_true", help="let the tests that can take longer do so")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "engines(*names): run the test on these engines (ids or families: sqlite, postgresql, mariadb) and no others",
+    )
+    config.stash[ENGINES] = Engines()
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        # Ends the run like Ctrl-C, so that databases are dropped and the embedded server stops.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[ENGINES].stack.close()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "database_url" in metafunc.fixturenames:
+        marker = metafunc.definition.get_closest_marker("engines")
+        metafunc.parametrize("database_url", chosen(marker.args if marker else ()), indirect=True)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    line = config.stash[ENGINES].summary()
+    terminalreporter.write_line(line)
+    if report := os.environ.get("TRANSACT_ENGINES_REPORT"):  # scripts/test repeats the line at its end
+        Path(report).write_text(f"{line}\n", encoding="utf-8")
+
+
+def _database(request: pytest.FixtureRequest, engine_id: str, folder: Path) -> str:
+    try:
+        return request.config.stash[ENGINES].empty_database(BY_ID[engine_id], folder)
+    except EngineMissingError as error:
+        if request.config.getoption("--all-engines") or os.environ.get("CI") == "true":
+            pytest.fail(f"{BY_ID[engine_id].server} is missing: {error}", pytrace=False)
+        pytest.skip(f"{BY_ID[engine_id].server} is missing: {error}")
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The asynchronous SQLAlchemy URL of an empty database, on each engine in turn; see the marker `engines`."""
+    return _database(request, request.param, tmp_path)
+
+
+@pytest.fixture
+def sqlite_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty SQLite database, for a law that has nothing to do with the engine."""
+    return _database(request, "sqlite", tmp_path)
+
+
+@pytest.fixture
+def postgres_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database on the embedded PostgreSQL, by asyncpg."""
+    return _database(request, "pg18-asyncpg", tmp_path)
+
+
+@pytest.fixture
+def observing() -> Iterator[Callable[[str], Observer]]:
+    """Opens an observer of any database: `observing(sqlite_url)`."""
+    with ExitStack() as stack:
+        yield lambda url: stack.enter_context(observe(url))
+
+
+@pytest.fixture
+def observer(database_url: str, observing: Callable[[str], Observer]) -> Observer:
+    """A second, independent connection to the test's database; see tests/engines.py."""
+    return observing(database_url)
+
+
+@pytest.fixture(name="long")
+def long_run(request: pytest.FixtureRequest) -> bool:
+    """Whether the run was asked to take its time (`--long`)."""
+    return bool(request.config.getoption("--long"))

@@ -1,0 +1,385 @@
+"""The database engines that the tests run on: how each is found, emptied between tests and looked at from outside."""
+
+import getpass
+import os
+import re
+import sqlite3
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import psycopg
+import pymysql
+from sqlalchemy.engine import URL, make_url
+
+from scripts._postgres import PostgresError, embedded_postgres
+
+CONNECT_SECONDS = 5
+
+
+class EngineMissingError(Exception):
+    """An engine cannot be used on this machine; the message says why."""
+
+
+class Observer(Protocol):
+    """A second, synchronous connection to a test's database: it sees what is committed, and nothing else."""
+
+    def rows(self, sql: str, *params: object) -> list[tuple[Any, ...]]:
+        """Run a query whose placeholders are `?` on every engine."""
+        ...
+
+    def scalar(self, sql: str, *params: object) -> Any:
+        """Return the first value of the first row."""
+        ...
+
+    def execute(self, sql: str, *params: object) -> None:
+        """Run a statement; it is committed at once."""
+        ...
+
+    def idle_in_transaction(self) -> int:
+        """Count the other sessions of this database that are inside a transaction and run no statement."""
+        ...
+
+
+class _Looker:
+    """What the observers share: a DB-API connection that commits by itself."""
+
+    idle_query = ""
+
+    def __init__(self, connection: Any, *, placeholder: str) -> None:
+        self.connection = connection
+        self._placeholder = placeholder
+
+    def rows(self, sql: str, *params: object) -> list[tuple[Any, ...]]:
+        cursor = self.connection.cursor()
+        try:
+            self._run(cursor, sql, params)
+            return [tuple(row) for row in cursor.fetchall()]
+        finally:
+            cursor.close()
+
+    def scalar(self, sql: str, *params: object) -> Any:
+        return self.rows(sql, *params)[0][0]
+
+    def execute(self, sql: str, *params: object) -> None:
+        cursor = self.connection.cursor()
+        try:
+            self._run(cursor, sql, params)
+        finally:
+            cursor.close()
+
+    def idle_in_transaction(self) -> int:
+        return int(self.scalar(self.idle_query))
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def _run(self, cursor: Any, sql: str, params: Sequence[object]) -> None:
+        if not params:
+            cursor.execute(sql)
+            return
+        if self._placeholder != "?":
+            sql = sql.replace("%", "%%").replace("?", self._placeholder)
+        cursor.execute(sql, params)
+
+
+class PostgresObserver(_Looker):
+    idle_query = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND pid <> pg_backend_pid() AND state LIKE 'idle in transaction%'"
+    )
+
+    def __init__(self, url: URL) -> None:
+        super().__init__(_psycopg(url), placeholder="%s")
+
+
+class MariadbObserver(_Looker):
+    def __init__(self, url: URL) -> None:
+        super().__init__(_pymysql(url), placeholder="%s")
+
+    def idle_in_transaction(self) -> int:
+        """Leaves out transactions that have touched no table yet: InnoDB does not know them.
+
+        INNODB_TRX would be easier to read, but is a copy that is up to 0.1 s old.
+        """
+        [(_, _, status)] = self.rows("SHOW ENGINE INNODB STATUS")
+        active = re.findall(r"---TRANSACTION \d+, ACTIVE(?:(?!---TRANSACTION)[\s\S])*? thread id (\d+)", status)
+        idle = self.rows("SELECT id FROM information_schema.processlist WHERE db = database() AND command = 'Sleep'")
+        return len({int(session) for session in active} & {session for (session,) in idle})
+
+
+class SqliteObserver(_Looker):
+    def __init__(self, url: URL) -> None:
+        super().__init__(sqlite3.connect(str(url.database), isolation_level=None, timeout=5), placeholder="?")
+
+    def idle_in_transaction(self) -> int:
+        """Return 1 if somebody holds the write lock (SQLite lists no sessions), else 0."""
+        usual = self.scalar("PRAGMA busy_timeout")
+        self.execute("PRAGMA busy_timeout = 0")
+        try:
+            self.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise
+            return 1
+        else:
+            self.execute("ROLLBACK")
+            return 0
+        finally:
+            self.execute(f"PRAGMA busy_timeout = {usual}")
+
+
+_OBSERVERS: dict[str, Callable[[URL], PostgresObserver | MariadbObserver | SqliteObserver]] = {
+    "postgresql": PostgresObserver,
+    "mysql": MariadbObserver,
+    "mariadb": MariadbObserver,
+    "sqlite": SqliteObserver,
+}
+
+
+@contextmanager
+def observe(url: str) -> Iterator[Observer]:
+    """Open an observer of the database of a SQLAlchemy URL, for the length of the block."""
+    parsed = make_url(url)
+    observer = _OBSERVERS[parsed.get_backend_name()](parsed)
+    try:
+        yield observer
+    finally:
+        observer.close()
+
+
+class Server(Protocol):
+    """Where tests get their databases from."""
+
+    def start(self, stack: ExitStack) -> str:
+        """Make a database for this run; what has to be undone goes on the stack. Return name and version."""
+        ...
+
+    def empty_database(self, folder: Path) -> URL:
+        """Return the URL of a database without any table."""
+        ...
+
+
+class SqliteServer:
+    def start(self, stack: ExitStack) -> str:
+        return f"sqlite {sqlite3.sqlite_version}"
+
+    def empty_database(self, folder: Path) -> URL:
+        return URL.create("sqlite", database=str(folder / "test.db"))
+
+
+class PostgresServer:
+    """One database on a PostgreSQL server, under a random name."""
+
+    def __init__(self, place: str, address: Callable[[ExitStack], str]) -> None:
+        self._place = place
+        self._address = address
+        self._url = URL.create("postgresql")
+
+    def start(self, stack: ExitStack) -> str:
+        admin = make_url(self._address(stack))
+        try:
+            connection = _psycopg(admin)
+        except psycopg.OperationalError as error:
+            raise EngineMissingError(_reached(admin, error)) from None
+        with connection:
+            name = _random_name()
+            connection.execute(f'CREATE DATABASE "{name}"')
+            version = connection.info.server_version
+        self._url = admin.set(database=name)
+        stack.callback(self._drop, admin, name)
+        return f"PostgreSQL {version // 10000}.{version % 10000} {self._place}"
+
+    def empty_database(self, folder: Path) -> URL:
+        with _psycopg(self._url) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            prepared = connection.execute("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()")
+            for (gid,) in prepared.fetchall():
+                connection.execute(psycopg.sql.SQL("ROLLBACK PREPARED {}").format(psycopg.sql.Literal(gid)))
+            connection.execute("DROP SCHEMA IF EXISTS public CASCADE")
+            connection.execute("CREATE SCHEMA public")
+        return self._url
+
+    def _drop(self, admin: URL, name: str) -> None:
+        self.empty_database(Path())  # a prepared transaction would block the drop
+        with _psycopg(admin) as connection:
+            connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
+class MariadbServer:
+    """One database on a MariaDB or MySQL server, under a random name."""
+
+    def __init__(self, address: str) -> None:
+        self._admin = make_url(address)
+        self._url = self._admin
+
+    def start(self, stack: ExitStack) -> str:
+        try:
+            connection = _pymysql(self._admin)
+        except pymysql.err.OperationalError as error:
+            raise EngineMissingError(_reached(self._admin, error)) from None
+        name = _random_name()
+        with connection, connection.cursor() as cursor:
+            cursor.execute(f"CREATE DATABASE `{name}` CHARACTER SET utf8mb4")
+            version = connection.get_server_info()
+        self._url = self._admin.set(database=name)
+        stack.callback(self._drop, name)
+        number, _, rest = version.removeprefix("5.5.5-").partition("-")
+        return f"{'MariaDB' if 'MariaDB' in rest else 'MySQL'} {number}"
+
+    def empty_database(self, folder: Path) -> URL:
+        with _pymysql(self._url) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT id FROM information_schema.processlist WHERE db = database() AND id <> connection_id()"
+            )
+            for (session,) in cursor.fetchall():
+                self._kill(cursor, session)
+            cursor.execute("SET foreign_key_checks = 0")
+            cursor.execute(
+                "SELECT table_name, table_type FROM information_schema.tables WHERE table_schema = database()"
+            )
+            for name, kind in cursor.fetchall():
+                cursor.execute(f"DROP {'VIEW' if kind == 'VIEW' else 'TABLE'} `{name}`")
+        return self._url
+
+    @staticmethod
+    def _kill(cursor: Any, session: int) -> None:
+        try:
+            cursor.execute(f"KILL {session}")
+        except pymysql.err.OperationalError as error:
+            if error.args[0] != pymysql.constants.ER.NO_SUCH_THREAD:  # it may have left meanwhile
+                raise
+
+    def _drop(self, name: str) -> None:
+        with _pymysql(self._admin) as connection, connection.cursor() as cursor:
+            cursor.execute(f"DROP DATABASE IF EXISTS `{name}`")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A server and the driver that the application reaches it with; `id` names it in a test's parameters."""
+
+    id: str
+    family: str
+    server: str
+    driver: str
+    by_default: bool = True
+
+
+ENGINES = (
+    Engine("sqlite", "sqlite", "sqlite", "sqlite+aiosqlite"),
+    Engine("pg18-asyncpg", "postgresql", "postgresql-embedded", "postgresql+asyncpg"),
+    Engine("pg18-psycopg", "postgresql", "postgresql-embedded", "postgresql+psycopg"),
+    Engine("pg15-asyncpg", "postgresql", "postgresql-machine", "postgresql+asyncpg"),
+    Engine("mariadb", "mariadb", "mariadb-machine", "mysql+asyncmy", by_default=False),
+)
+BY_ID = {engine.id: engine for engine in ENGINES}
+
+
+def chosen(names: Sequence[str]) -> list[str]:
+    """Return the ids of the engines named by id or family; of the default ones if none is named."""
+    unknown = set(names) - BY_ID.keys() - {engine.family for engine in ENGINES}
+    if unknown:
+        raise ValueError(
+            f"no such engine: {', '.join(sorted(unknown))}; there are {', '.join(BY_ID)} and their families"
+        )
+    if not names:
+        return [engine.id for engine in ENGINES if engine.by_default]
+    return [engine.id for engine in ENGINES if engine.id in names or engine.family in names]
+
+
+@dataclass
+class Engines:
+    """The servers of one test run: each is started when a test first asks for it, and cleared up at the end."""
+
+    stack: ExitStack = field(default_factory=ExitStack)
+    versions: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    drivers: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.servers: dict[str, Server] = {
+            "sqlite": SqliteServer(),
+            "postgresql-embedded": PostgresServer("embedded", _start_embedded),
+            "postgresql-machine": PostgresServer("machine", _machine_postgresql),
+            "mariadb-machine": MariadbServer(_address("TRANSACT_TEST_MARIADB", "mysql", "root", 3306, "")),
+        }
+
+    def empty_database(self, engine: Engine, folder: Path) -> str:
+        """Return the asynchronous SQLAlchemy URL of an empty database; raises EngineMissingError."""
+        name = engine.server
+        if name in self.missing:
+            raise EngineMissingError(self.missing[name])
+        if name not in self.versions:
+            try:
+                self.versions[name] = self.servers[name].start(self.stack)
+            except EngineMissingError as error:
+                self.missing[name] = str(error)
+                raise
+        url = self.servers[name].empty_database(folder).set(drivername=engine.driver)
+        used = self.drivers.setdefault(name, [])
+        driver = engine.driver.partition("+")[2]
+        if driver not in used:
+            used.append(driver)
+        return url.render_as_string(hide_password=False)
+
+    def summary(self) -> str:
+        """Return the line that says which engines the tests really ran on."""
+        ran = [
+            f"{self.versions[name]} ({', '.join(sorted(self.drivers[name]))})"
+            for name in self.servers
+            if name in self.drivers
+        ]
+        rest = [
+            f"{name} ({self.missing.get(name, 'no test asked for it')})"
+            for name in self.servers
+            if name not in self.drivers
+        ]
+        return f"engines: {', '.join(ran) or 'none'}" + (f"; not run: {', '.join(rest)}" if rest else "")
+
+
+def _start_embedded(stack: ExitStack) -> str:
+    try:
+        return stack.enter_context(embedded_postgres(fsync=False))
+    except PostgresError as error:
+        raise EngineMissingError(str(error)) from None
+
+
+def _machine_postgresql(_: ExitStack) -> str:
+    return _address("TRANSACT_TEST_POSTGRESQL", "postgresql", getpass.getuser(), 5432, "postgres")
+
+
+def _address(variable: str, scheme: str, user: str, port: int, database: str) -> str:
+    return os.environ.get(variable) or f"{scheme}://{user}@127.0.0.1:{port}/{database}"
+
+
+def _random_name() -> str:
+    return f"transact_test_{uuid.uuid4().hex[:12]}"
+
+
+def _reached(url: URL, error: Exception) -> str:
+    text = str(error.args[-1]).strip().splitlines()[0]
+    return f"nothing usable at {url.host}:{url.port}: {text}"
+
+
+def _psycopg(url: URL) -> psycopg.Connection:
+    plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    return psycopg.connect(plain, autocommit=True, connect_timeout=CONNECT_SECONDS)
+
+
+def _pymysql(url: URL) -> "pymysql.Connection[pymysql.cursors.Cursor]":
+    return pymysql.connect(
+        host=url.host or "127.0.0.1",
+        port=url.port or 3306,
+        user=url.username or "root",
+        password=url.password or "",
+        database=url.database or None,
+        autocommit=True,
+        connect_timeout=CONNECT_SECONDS,
+    )
