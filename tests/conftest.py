@@ -27,9 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "engines(*names): run the test on these engines (ids or families: sqlite, postgresql, mariadb) and no others",
     )
     config.stash[ENGINES] = Engines()
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        # Ends the run like Ctrl-C, so that databases are dropped and the embedded server stops.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # SIGTERM ends the run like Ctrl-C, so that databases are dropped and the embedded server stops.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

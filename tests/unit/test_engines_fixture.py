@@ -103,6 +103,7 @@ def test_a_missing_engine_is_a_skip_for_a_user_and_an_error_with_all_engines(
     monkeypatch.delenv("TRANSACT_ENGINES_REPORT", raising=False)
     pytester.makepyfile("import pytest\n@pytest.mark.engines('mariadb')\ndef test_it(database_url): pass\n")
     root = str(request.config.rootpath)
+    monkeypatch.setenv("PYTHONPATH", root)
     result = pytester.runpytest_subprocess(
         "-p",
         "tests.conftest",
@@ -111,8 +112,6 @@ def test_a_missing_engine_is_a_skip_for_a_user_and_an_error_with_all_engines(
         "--rootdir",
         root,
         *asked,
-        "-o",
-        f"pythonpath={root}",
         str(pytester.path),
     )
     assert result.parseoutcomes() == {outcome: 1}
