@@ -1,0 +1,87 @@
+"""What happened, as frozen facts. A listener is any callable that takes one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """The base of all events. ``database`` is the ``name`` of the ``Database``, ``label`` that of the block or route."""
+
+    database: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Began(Event):
+    """The first statement took a connection and sent BEGIN."""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed(Event):
+    """COMMIT succeeded; ``seconds`` since BEGIN."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RolledBack(Event):
+    """The transaction was rolled back; ``seconds`` since BEGIN; ``cause`` is the exception that did it, if there was one."""
+
+    seconds: float
+    cause: BaseException | None
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeUnknown(Event):
+    """COMMIT was sent and its answer lost."""
+
+    seconds: float
+    cause: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class SavepointRolledBack(Event):
+    """A savepoint was rolled back; the transaction around it goes on."""
+
+    cause: BaseException | None
+
+
+@dataclass(frozen=True, slots=True)
+class MarkedRollbackOnly(Event):
+    """The transaction, or a savepoint in it, can only be rolled back; ``note`` says who marked it and where."""
+
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackFailed(Event):
+    """ROLLBACK itself failed; the connection was thrown away, so the server rolls back when it notices."""
+
+    cause: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class HookFailed(Event):
+    """A hook that runs after the end of a transaction raised ``cause``; the transaction's outcome stands."""
+
+    phase: str
+    cause: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class WaitedForConnection(Event):
+    """A connection was asked for while none was free; ``seconds`` until one came, or until the wait was given up."""
+
+    seconds: float
+    served: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChangesDiscarded(Event):
+    """A manual session was left with uncommitted changes when a successful response began; they are rolled back."""
+
+
+Listener = Callable[[Event], None]

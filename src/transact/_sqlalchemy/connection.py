@@ -1,0 +1,126 @@
+"""The guarded connection: SQL without the ORM, in the same transaction as the session beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any, NoReturn
+
+from sqlalchemy.engine import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncResult, AsyncScalarResult
+from sqlalchemy.util import greenlet_spawn
+
+from transact._sqlalchemy.unit import Unit
+from transact.errors import UsageError
+
+
+class GuardedConnection(AsyncConnection):
+    """An ``AsyncConnection`` that is taken from the pool with its first statement and belongs to a unit of work.
+
+    Each call goes through the unit's session, so it is guarded like the session's own uses: ``TransactionEnded``,
+    ``ConcurrentUse``, ``UnexpectedRollback``. ``begin``, ``commit``, ``rollback``, ``close`` and their like raise
+    ``UsageError``: the block or the request ends the transaction.
+    """
+
+    __slots__ = ("_unit",)
+
+    def __init__(self, unit: Unit) -> None:
+        super().__init__(unit.runtime.engine_for(unit.root.options))
+        self._unit = unit
+
+    async def _run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return await greenlet_spawn(self._call, function, *args, **kwargs)
+
+    def _call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        # A session's connection() sends the BEGIN that is due, and refuses what must be refused.
+        unit = self._unit
+        connection = unit.handle.sync_session.connection()
+        outermost = unit.enter("connection", args[0] if args else None)
+        self.sync_connection = connection
+        try:
+            return function(connection, *args, **kwargs)
+        finally:
+            if outermost:
+                unit.busy = None
+
+    async def execute(self, *args: Any, **kwargs: Any) -> Any:
+        """Execute a statement and return its buffered result."""
+        return await self._run(_buffered, *args, **kwargs)
+
+    async def exec_driver_sql(self, *args: Any, **kwargs: Any) -> Any:
+        """Execute a string in the driver's own style of parameters."""
+        return await self._run(Connection.exec_driver_sql, *args, **kwargs)
+
+    async def scalar(self, *args: Any, **kwargs: Any) -> Any:
+        """Execute a statement and return the first column of its first row."""
+        return await self._run(Connection.scalar, *args, **kwargs)
+
+    async def scalars(self, *args: Any, **kwargs: Any) -> Any:
+        """Execute a statement and return the first column of each row."""
+        return (await self.execute(*args, **kwargs)).scalars()
+
+    def stream(self, *args: Any, **kwargs: Any) -> Any:
+        """Execute with a server-side cursor: ``await`` it or ``async with`` it for an ``AsyncResult``."""
+        return _Stream(self, args, kwargs, scalars=False)
+
+    def stream_scalars(self, *args: Any, **kwargs: Any) -> Any:
+        """The same for the first column of each row."""
+        return _Stream(self, args, kwargs, scalars=True)
+
+    async def run_sync(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call ``fn(connection, …)`` with the plain connection, as ``MetaData.create_all`` wants it."""
+        return await self._run(lambda connection, *a, **k: fn(connection, *a, **k), *args, **kwargs)
+
+    async def execution_options(self, **options: Any) -> Any:
+        """Set options for the statements that follow in this transaction."""
+        await self._run(Connection.execution_options, **options)
+        return self
+
+    async def get_raw_connection(self) -> Any:
+        """The pool's own connection object."""
+        return await self._run(lambda connection: connection.connection)
+
+    def _refuse(self, *_args: object, **_kwargs: object) -> NoReturn:
+        raise UsageError(
+            f"the connection belongs to the managed transaction {self._unit.label!r}, which its block or request ends: it "
+            "cannot be begun, committed, rolled back or closed here. Use db.savepoint() for a part"
+        )
+
+    start = begin = begin_nested = commit = rollback = close = aclose = invalidate = _refuse  # type: ignore[assignment]
+
+
+class _Stream:
+    """What ``stream()`` returns: to be awaited, or entered so that the cursor is closed at the end of the block."""
+
+    def __init__(self, connection: GuardedConnection, args: Any, kwargs: dict[str, Any], *, scalars: bool) -> None:
+        self._connection = connection
+        self._args = args
+        options = {**(kwargs.pop("execution_options", None) or {}), "stream_results": True}
+        self._kwargs = {**kwargs, "execution_options": options}
+        self._scalars = scalars
+        self._result: AsyncResult[Any] | AsyncScalarResult[Any] | None = None
+
+    async def _start(self) -> AsyncResult[Any] | AsyncScalarResult[Any]:
+        result: AsyncResult[Any] = AsyncResult(
+            await self._connection._run(Connection.execute, *self._args, **self._kwargs)  # noqa: SLF001
+        )
+        self._result = result.scalars() if self._scalars else result
+        return self._result
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._start().__await__()
+
+    async def __aenter__(self) -> Any:
+        return await self._start()
+
+    async def __aexit__(self, *_exc: object) -> None:
+        if self._result is not None:
+            await self._result.close()
+
+
+def _buffered(connection: Connection, *args: Any, **kwargs: Any) -> Any:
+    # A result with a server-side cursor would have to be fetched outside the greenlet, where nothing can be awaited.
+    result = connection.execute(*args, **kwargs)
+    if result.context._is_server_side:  # noqa: SLF001
+        result.close()
+        raise UsageError("execute() returns buffered rows; for a server-side cursor use stream()")
+    return result

@@ -1,0 +1,113 @@
+"""The async face over the unit of work: ``async with``, and what only a task can do, such as shielding a COMMIT."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.util import greenlet_spawn
+
+from transact._core.propagation import Action, decide
+from transact._sqlalchemy.runtime import Runtime
+from transact._sqlalchemy.transaction import Transaction
+from transact._sqlalchemy.unit import Unit
+from transact.options import Isolation, Options
+
+T = TypeVar("T")
+
+
+class TransactionBlock:
+    """``async with`` over one block: begins, joins or sets a savepoint, as the table of propagations says."""
+
+    __slots__ = ("_isolation", "_label", "_options", "_previous", "_runtime", "_scope")
+
+    def __init__(self, runtime: Runtime, options: Options, label: str, isolation: Isolation | None = None) -> None:
+        self._runtime = runtime
+        self._options = options
+        self._isolation = isolation  # of a transaction that names none; a block that joins has not asked for it
+        self._label = label
+        self._scope: Transaction | None = None
+        self._previous: Transaction | None = None
+
+    async def __aenter__(self) -> AsyncSession:
+        """Open the block. A transaction sends its BEGIN with the first statement, a savepoint at once."""
+        runtime, options = self._runtime, self._options
+        outer = runtime.innermost()
+        action = decide(options, outer._unit.root.options if outer is not None else None)  # noqa: SLF001
+        if action is Action.BEGIN:
+            scope = Unit(runtime, with_isolation(options, self._isolation), self._label).root
+        else:
+            assert outer is not None  # noqa: S101  # the table says so
+            unit = outer._unit  # noqa: SLF001
+            if action is Action.SAVEPOINT:
+                scope = await greenlet_spawn(unit.enter_savepoint, outer, options, self._label)
+            else:
+                scope = Transaction(unit, outer, "joined", options, self._label)
+        self._previous = runtime.current.get()
+        runtime.current.set(scope)
+        self._scope = scope
+        return scope.session
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End the block. Raises what a COMMIT or RELEASE that failed says; an error of the block itself goes on."""
+        scope = self._scope
+        assert scope is not None  # noqa: S101
+        unit = scope._unit  # noqa: SLF001
+        self._runtime.current.set(self._previous)
+        if scope is unit.root:
+            await end(unit, error)
+        elif scope._kind == "savepoint":  # noqa: SLF001
+            await shielded(greenlet_spawn(unit.leave_savepoint, scope, error))
+        else:
+            unit.leave_joined(scope, error)
+
+
+def with_isolation(options: Options, default: Isolation | None) -> Options:
+    """The options that a transaction begins with: the database's level where none was asked for."""
+    return options if default is None or options.isolation is not None else replace(options, isolation=default)
+
+
+async def end(unit: Unit, error: BaseException | None) -> None:
+    """End a unit of work: prepare what may still fail, then COMMIT or ROLLBACK where no cancellation reaches it.
+
+    Raises what ``Unit.finish`` raises, or the error of a flush or a ``before_commit`` hook.
+    """
+    if error is None and not unit.marked and unit.needs_preparation:
+        try:
+            await greenlet_spawn(unit.prepare)
+        except BaseException as failed:
+            await shielded(greenlet_spawn(unit.finish, failed))
+            raise
+    if unit.has_work:
+        await shielded(greenlet_spawn(unit.finish, error))
+    else:
+        unit.finish(error)
+
+
+async def shielded(work: Coroutine[Any, Any, T]) -> T:
+    """Await ``work`` to its end even if the awaiting task is cancelled; then the cancellation goes on.
+
+    A COMMIT or ROLLBACK that is cut off in the middle leaves an outcome that nobody knows and a connection that nobody can
+    use. ``asyncio.shield`` alone would go on at once, while the connection is still in use.
+    """
+    task = asyncio.get_running_loop().create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError:  # an anyio scope cancels again and again
+                continue
+        if not task.cancelled():
+            task.exception()  # the listeners have been told; unread, asyncio would complain about it
+        raise

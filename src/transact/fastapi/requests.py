@@ -1,0 +1,132 @@
+"""One request's units of work: what its routes and dependencies get, and how it ends when the response begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from transact._core.events import ChangesDiscarded
+from transact._core.propagation import check_compatible
+from transact._core.states import State
+from transact._sqlalchemy.connection import GuardedConnection
+from transact._sqlalchemy.faces import end
+from transact._sqlalchemy.runtime import Runtime
+from transact._sqlalchemy.unit import Unit
+from transact.errors import TransactionEnded, UsageError
+from transact.options import Options
+
+if TYPE_CHECKING:
+    from starlette.requests import HTTPConnection
+
+    from transact.fastapi.database import Database
+
+SCOPE_KEY = "transact.requests"
+
+
+def request_label(scope: Mapping[str, Any]) -> str:
+    """The request's method and its route's path, with parameters by name: few different labels, and no values."""
+    path = getattr(scope.get("route"), "path", None) or "(no route)"
+    return f"{scope.get('method', '')} {scope.get('root_path', '')}{path}".strip()
+
+
+class RequestUnits:
+    """What one request holds of one database: an automatic unit of work and, if asked for, a manual one.
+
+    Nothing is opened before it is asked for. ``ended`` is set when the response begins.
+    """
+
+    __slots__ = ("_connection", "_manual", "_runtime", "_scope", "automatic", "ended")
+
+    def __init__(self, runtime: Runtime, scope: Mapping[str, Any]) -> None:
+        self._runtime = runtime
+        self._scope = scope
+        self._manual: Unit | None = None
+        self._connection: GuardedConnection | None = None
+        self.automatic = Unit(runtime, Options(), self.label, state=State.READY)
+        self.ended = False
+
+    def label(self) -> str:
+        """What logs and events call this request."""
+        return request_label(self._scope)
+
+    def session(self, options: Options) -> AsyncSession:
+        """The session of the automatic unit of work. Raises ``OptionsConflict`` if it was asked for otherwise before."""
+        self._check_not_ended()
+        root = self.automatic.root
+        if root.state is State.READY:
+            root.options = options
+            if options.label is not None:
+                root.rename(options.label)
+            root.move_to(State.ACTIVE)
+        else:
+            check_compatible(options, root.options)
+        return self.automatic.handle
+
+    def connection(self, options: Options) -> GuardedConnection:
+        """The same transaction's connection."""
+        self.session(options)
+        if self._connection is None:
+            self._connection = GuardedConnection(self.automatic)
+        return self._connection
+
+    def manual_session(self, options: Options) -> AsyncSession:
+        """A session that the route itself begins, commits and rolls back."""
+        self._check_not_ended()
+        if self._manual is None:
+            self._manual = Unit(self._runtime, options, self.label, managed=False)
+        return self._manual.handle
+
+    async def end(self, error: BaseException | None, *, success: bool) -> None:
+        """End everything: ``error`` or no ``success`` roll back. Raises what makes the response untrue."""
+        self.ended = True
+        cause = error or (None if success else _ROLLED_BACK)
+        manual = self._manual
+        if manual is not None:
+            if success and manual.has_changes:
+                manual.emit(ChangesDiscarded)
+            await end(manual, cause or _ROLLED_BACK)
+        if self.automatic.root.state is State.READY:
+            self.automatic.root.move_to(State.ROLLED_BACK)
+        else:
+            await end(self.automatic, cause)
+
+    def hint(self, error: BaseException) -> str | None:
+        """What to add to the log line of a response that could not be built from an object not yet flushed."""
+        session = self.automatic.session
+        if type(error).__name__ == "ResponseValidationError" and session is not None and session.new:
+            return (
+                f"{self.label()}: the route returned while its session held objects that were not flushed, so they had no "
+                "id and no defaults yet; `await session.flush()` before returning them"
+            )
+        return None
+
+    def _check_not_ended(self) -> None:
+        if self.ended:
+            raise TransactionEnded(
+                f"a session was asked for after the response of {self.label()!r} had begun; use `async with db.transaction()`"
+            )
+
+
+class ResponseVetoed(Exception):  # noqa: N818  # not an error: the reason of a rollback, never raised
+    """Why a transaction was rolled back although no exception left the route: its response says that it failed."""
+
+
+_ROLLED_BACK = ResponseVetoed("the response's status rolls back")
+
+
+def units_of(connection: HTTPConnection, database: Database) -> RequestUnits:
+    """Find the running request's units. Raises ``UsageError`` for a websocket or where ``install`` was forgotten."""
+    if connection.scope["type"] == "websocket":
+        raise UsageError(
+            "a websocket has no request whose end could commit: open a transaction per message with "
+            "`async with db.transaction() as session`"
+        )
+    units: RequestUnits | None = connection.scope.get(SCOPE_KEY, {}).get(database)
+    if units is None:
+        raise UsageError(
+            f"the session of database {database.name!r} was asked for in an application that it is not installed in, so nobody "
+            "would commit it; call db.install(app) once, after making the application"
+        )
+    return units
