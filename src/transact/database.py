@@ -133,7 +133,7 @@ class Database:
         await self.close()
 
     async def ping(self) -> None:
-        """Send one statement. Raises what stands in the way: ``DatabaseUnavailable``, ``PermissionDenied``, …"""
+        """Send one statement. Raises what stands in the way, such as ``DatabaseUnavailable`` or ``PermissionDenied``."""
         self._check_open()
         async with self.engine.connect() as connection:
             await connection.execute(select(1))
@@ -174,13 +174,8 @@ class Database:
 
         Raises ``NoTransaction`` if none is open: a savepoint that began a transaction would commit at its end.
         """
-        label = caller_name(1)
-        outer = self.current
-        if not outer._unit.managed:  # noqa: SLF001
-            raise NoTransaction(
-                "db.savepoint() needs a managed transaction; in a manual session use session.begin_nested()"
-            )
-        return self._block(Options(propagation=Propagation.NESTED), label)
+        _ = self.current
+        return self._block(Options(propagation=Propagation.NESTED), caller_name(1))
 
     @overload
     def transactional(self, f: Callable[Concatenate[S, P], Awaitable[R]], /) -> Callable[P, Coroutine[Any, Any, R]]: ...
@@ -191,9 +186,9 @@ class Database:
     ) -> Callable[Concatenate[Me, P], Coroutine[Any, Any, R]]: ...
 
     @overload
-    def transactional(self, **options: Unpack[TransactionOptions]) -> Transactional: ...
+    def transactional(self, /, **options: Unpack[TransactionOptions]) -> Transactional: ...
 
-    def transactional(self, f: Any = None, /, **options: Any) -> Any:
+    def transactional(self, f: Any = None, /, **options: Unpack[TransactionOptions]) -> Any:
         """Decorate ``async def f(session, …)``: callers leave the session out, and each call runs in a transaction.
 
         Also for methods, ``async def f(self, session, …)``. ``f.__wrapped__`` stays callable with a session of one's own.

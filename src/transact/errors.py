@@ -288,7 +288,7 @@ __all__ = [
     "TransactionLost",
     "TransactionTimeout",
     "TransientError",
-    "UniqueViolation",
     "UnexpectedRollback",
+    "UniqueViolation",
     "UsageError",
 ]

@@ -126,8 +126,9 @@ def parse_options(given: Mapping[str, Any]) -> Options:
 
 
 def _classes(name: str, value: object) -> tuple[type[BaseException], ...]:
-    classes = value if isinstance(value, tuple) else (value,)
-    for cls in classes:
+    classes: list[type[BaseException]] = []
+    for cls in value if isinstance(value, tuple) else (value,):
         if not (isinstance(cls, type) and issubclass(cls, BaseException)):
             raise UsageError(f"{name}={value!r}: write an exception class or a tuple of them")
-    return classes
+        classes.append(cls)
+    return tuple(classes)

@@ -34,7 +34,7 @@ def arguments_from_env(prefix: str) -> dict[str, Any]:
     Raises ``ConfigurationError`` that names each variable that is missing or wrong, and never a value.
     """
     try:
-        settings = Settings(_env_prefix=prefix)
+        settings = Settings(_env_prefix=prefix)  # type: ignore[call-arg]  # pydantic-settings' own argument
     except ValidationError as error:
         problems = [
             f"{prefix}{'_'.join(map(str, e['loc'])).upper()}: "

@@ -68,7 +68,7 @@ class GuardedConnection(AsyncConnection):
 
     async def run_sync(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call ``fn(connection, …)`` with the plain connection, as ``MetaData.create_all`` wants it."""
-        return await self._run(lambda connection, *a, **k: fn(connection, *a, **k), *args, **kwargs)
+        return await self._run(fn, *args, **kwargs)
 
     async def execution_options(self, **options: Any) -> Any:
         """Set options for the statements that follow in this transaction."""
@@ -85,7 +85,7 @@ class GuardedConnection(AsyncConnection):
             "cannot be begun, committed, rolled back or closed here. Use db.savepoint() for a part"
         )
 
-    start = begin = begin_nested = commit = rollback = close = aclose = invalidate = _refuse  # type: ignore[assignment]
+    start = begin = begin_nested = commit = rollback = close = aclose = invalidate = _refuse
 
 
 class _Stream:
@@ -101,7 +101,7 @@ class _Stream:
 
     async def _start(self) -> AsyncResult[Any] | AsyncScalarResult[Any]:
         result: AsyncResult[Any] = AsyncResult(
-            await self._connection._run(Connection.execute, *self._args, **self._kwargs)  # noqa: SLF001
+            await self._connection._run(Connection.execute, *self._args, **self._kwargs)
         )
         self._result = result.scalars() if self._scalars else result
         return self._result
@@ -120,7 +120,7 @@ class _Stream:
 def _buffered(connection: Connection, *args: Any, **kwargs: Any) -> Any:
     # A result with a server-side cursor would have to be fetched outside the greenlet, where nothing can be awaited.
     result = connection.execute(*args, **kwargs)
-    if result.context._is_server_side:  # noqa: SLF001
+    if result.context._is_server_side:
         result.close()
         raise UsageError("execute() returns buffered rows; for a server-side cursor use stream()")
     return result

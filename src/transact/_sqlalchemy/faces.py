@@ -37,16 +37,16 @@ class TransactionBlock:
         """Open the block. A transaction sends its BEGIN with the first statement, a savepoint at once."""
         runtime, options = self._runtime, self._options
         outer = runtime.innermost()
-        action = decide(options, outer._unit.root.options if outer is not None else None)  # noqa: SLF001
+        action = decide(options, outer._unit.root.options if outer is not None else None)
         if action is Action.BEGIN:
             scope = Unit(runtime, with_isolation(options, self._isolation), self._label).root
         else:
             assert outer is not None  # noqa: S101  # the table says so
-            unit = outer._unit  # noqa: SLF001
+            unit = outer._unit
             if action is Action.SAVEPOINT:
                 scope = await greenlet_spawn(unit.enter_savepoint, outer, options, self._label)
             else:
-                scope = Transaction(unit, outer, "joined", options, self._label)
+                scope = Transaction(unit, outer, kind="joined", options=options, label=self._label)
         self._previous = runtime.current.get()
         runtime.current.set(scope)
         self._scope = scope
@@ -61,11 +61,11 @@ class TransactionBlock:
         """End the block. Raises what a COMMIT or RELEASE that failed says; an error of the block itself goes on."""
         scope = self._scope
         assert scope is not None  # noqa: S101
-        unit = scope._unit  # noqa: SLF001
+        unit = scope._unit
         self._runtime.current.set(self._previous)
         if scope is unit.root:
             await end(unit, error)
-        elif scope._kind == "savepoint":  # noqa: SLF001
+        elif scope._kind == "savepoint":
             await shielded(greenlet_spawn(unit.leave_savepoint, scope, error))
         else:
             unit.leave_joined(scope, error)

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.util import await_only
 
@@ -33,7 +34,7 @@ class Runtime:
         self.current: ContextVar[Transaction | None] = ContextVar(f"transact.{name}", default=None)
         self._session_class = session_class
         # A session class may bring a plain session class of its own, as SQLModel's does; only an instance tells which.
-        self._sync_class = guarded(type(session_class().sync_session))
+        self._sync_class = guarded(type(session_class().sync_session))  # type: ignore[arg-type]  # classes are hashable
         self._engines: dict[tuple[str | None, bool], AsyncEngine] = {}
         self._factories: dict[tuple[str | None, bool], async_sessionmaker[Any]] = {}
 
@@ -81,14 +82,14 @@ class Runtime:
         """A new session that belongs to ``unit``. A managed one is closed for good when its transaction ends."""
         factory = self.factory_for(unit.root.options)
         session: AsyncSession = factory(close_resets_only=False) if unit.managed else factory()
-        session.sync_session._transact_unit = unit  # type: ignore[attr-defined]  # noqa: SLF001  # the guard's own attribute
+        session.sync_session._transact_unit = unit  # type: ignore[attr-defined]  # the guard's own attribute
         return session
 
     def innermost(self) -> Transaction | None:
         """The innermost block that is open for the running task, if any. A task inherits those of its creator."""
         found = self.current.get()
         while found is not None and not found.is_open:
-            found = found._parent  # noqa: SLF001  # a friend
+            found = found._parent  # a friend
         return found
 
     def emit(self, event: Event) -> None:
@@ -96,7 +97,7 @@ class Runtime:
         for listener in self.listeners:
             try:
                 listener(event)
-            except Exception:
+            except Exception:  # noqa: BLE001  # a listener is the application's; whatever it raises is not the transaction's
                 _log.exception("a listener of database %r failed on %s", self.name, type(event).__name__)
 
     # What differs between the async face and a plain one.
@@ -116,8 +117,8 @@ def parse_url(url: object) -> Any:
     """Parse a database URL; raises ``ConfigurationError`` that never repeats it, since it may hold a password."""
     try:
         return make_url(url)  # type: ignore[arg-type]  # whatever it is, SQLAlchemy says whether it is a URL
-    except Exception as error:
+    except (ArgumentError, ValueError, TypeError):
         raise ConfigurationError(
             "the database URL cannot be read; write it as driver://user:password@host:port/name, for example "
             "postgresql+asyncpg://app@localhost/shop (a @, : or / in a password is written %40, %3A, %2F)"
-        ) from (None if "://" in str(url) else error)
+        ) from None

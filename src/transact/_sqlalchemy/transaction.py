@@ -42,6 +42,7 @@ class Transaction:
         self,
         unit: Unit,
         parent: Transaction | None,
+        *,
         kind: Kind,
         options: Options,
         label: str | None,
@@ -92,7 +93,7 @@ class Transaction:
         """
         if not self.is_open:
             raise NoTransaction(f"{self.label!r} has ended ({self.state.value}); it can no longer be marked")
-        where = caller_location(sys._getframe(1))  # noqa: SLF001  # the documented way to the caller's frame
+        where = caller_location(sys._getframe(1))  # the documented way to the caller's frame
         self.mark(Marker.REQUEST, reason=reason, where=where)
 
     def before_commit(self, hook: Hook) -> Hook:
@@ -182,7 +183,7 @@ def raise_location(traceback: TracebackType | None) -> str | None:
 
 def caller_name(depth: int) -> str:
     """The qualified name of the calling function: the label of a block that was given none."""
-    frame = sys._getframe(depth + 1)  # noqa: SLF001
+    frame = sys._getframe(depth + 1)
     return getattr(frame.f_code, "co_qualname", frame.f_code.co_name)
 
 

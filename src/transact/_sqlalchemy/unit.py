@@ -78,7 +78,7 @@ class Unit:
         # Core's own objects for savepoints tell whose savepoint an error happened in: a scope's, or the user's.
         self._savepoints: dict[object, tuple[Transaction, SessionTransaction]] = {}
         self._users_savepoints: dict[object, Mark] = {}
-        self.root = Transaction(self, None, "root", options, None, state)
+        self.root = Transaction(self, None, kind="root", options=options, label=None, state=state)
 
     @property
     def label(self) -> str:
@@ -147,10 +147,10 @@ class Unit:
 
     def check_marks(self) -> None:
         """Raise ``UnexpectedRollback`` if the innermost scope that the server can roll back is rollback-only."""
-        marks = self.root.marks or next((s.marks for s, _ in self._savepoints.values() if s.marks), None)
+        marks = self.root.marks or next((s.marks for s, _ in self._savepoints.values() if s.marks), [])
         if not marks and self.connection is not None and self._users_savepoints:
             mark = self._users_savepoints.get(self.connection.get_nested_transaction())
-            marks = [mark] if mark else None
+            marks = [mark] if mark else []
         if marks:
             error = unexpected_rollback(marks, self.label)
             raise error from error.__cause__
@@ -230,7 +230,7 @@ class Unit:
         except BaseException:
             nested.rollback()
             raise
-        scope = Transaction(self, parent, "savepoint", options, label)
+        scope = Transaction(self, parent, kind="savepoint", options=options, label=label)
         self._savepoints[core] = (scope, nested)
         return scope
 

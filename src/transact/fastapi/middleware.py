@@ -10,7 +10,6 @@ from starlette.datastructures import Headers
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from transact._core.states import State
 from transact.fastapi.requests import SCOPE_KEY, RequestUnits
 
 if TYPE_CHECKING:
@@ -45,15 +44,15 @@ class TransactMiddleware:
         database = self.database
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
-                database._check_routes(scope["app"])  # noqa: SLF001  # a friend
+                database._check_routes(scope["app"])  # a friend
             await self.app(scope, receive, send)
             return
         installed: dict[Database, RequestUnits] = scope.setdefault(SCOPE_KEY, {})
         if database in installed:  # an application mounted in one that shares the database
             await self.app(scope, receive, send)
             return
-        database._check_routes(scope["app"])  # noqa: SLF001
-        runtime = database._runtime  # noqa: SLF001
+        database._check_routes(scope["app"])
+        runtime = database._runtime
         request = _Request(self, RequestUnits(runtime, scope), scope, receive, send)
         installed[database] = request.units
         outer = runtime.current.get()

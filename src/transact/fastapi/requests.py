@@ -109,7 +109,7 @@ class RequestUnits:
             )
 
 
-class ResponseVetoed(Exception):  # noqa: N818  # not an error: the reason of a rollback, never raised
+class ResponseVetoed(Exception):  # not an error: the reason of a rollback, never raised
     """Why a transaction was rolled back although no exception left the route: its response says that it failed."""
 
 
