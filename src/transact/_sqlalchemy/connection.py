@@ -40,7 +40,7 @@ class GuardedConnection(AsyncConnection):
             return function(connection, *args, **kwargs)
         finally:
             if outermost:
-                unit.busy = None
+                unit.leave()
 
     async def execute(self, *args: Any, **kwargs: Any) -> Any:
         """Execute a statement and return its buffered result."""

@@ -12,7 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.util import greenlet_spawn
 
 from transact._core.propagation import Action, decide
+from transact._sqlalchemy.ending import finish, has_work, needs_preparation, prepare
 from transact._sqlalchemy.runtime import Runtime
+from transact._sqlalchemy.savepoints import enter_savepoint, leave_savepoint
 from transact._sqlalchemy.transaction import Transaction
 from transact._sqlalchemy.unit import Unit
 from transact.options import Isolation, Options
@@ -44,7 +46,7 @@ class TransactionBlock:
             assert outer is not None  # noqa: S101  # the table says so
             unit = outer._unit
             if action is Action.SAVEPOINT:
-                scope = await greenlet_spawn(unit.enter_savepoint, outer, options, self._label)
+                scope = await greenlet_spawn(enter_savepoint, unit, outer, options, self._label)
             else:
                 scope = Transaction(unit, outer, kind="joined", options=options, label=self._label)
         self._previous = runtime.current.get()
@@ -66,7 +68,7 @@ class TransactionBlock:
         if scope is unit.root:
             await end(unit, error)
         elif scope._kind == "savepoint":
-            await shielded(greenlet_spawn(unit.leave_savepoint, scope, error))
+            await shielded(greenlet_spawn(leave_savepoint, unit, scope, error))
         else:
             unit.leave_joined(scope, error)
 
@@ -79,18 +81,18 @@ def with_isolation(options: Options, default: Isolation | None) -> Options:
 async def end(unit: Unit, error: BaseException | None) -> None:
     """End a unit of work: prepare what may still fail, then COMMIT or ROLLBACK where no cancellation reaches it.
 
-    Raises what ``Unit.finish`` raises, or the error of a flush or a ``before_commit`` hook.
+    Raises what ``finish`` raises, or the error of a flush or a ``before_commit`` hook.
     """
-    if error is None and not unit.marked and unit.needs_preparation:
+    if error is None and not unit.marked and needs_preparation(unit):
         try:
-            await greenlet_spawn(unit.prepare)
+            await greenlet_spawn(prepare, unit)
         except BaseException as failed:
-            await shielded(greenlet_spawn(unit.finish, failed))
+            await shielded(greenlet_spawn(finish, unit, failed))
             raise
-    if unit.has_work:
-        await shielded(greenlet_spawn(unit.finish, error))
+    if has_work(unit):
+        await shielded(greenlet_spawn(finish, unit, error))
     else:
-        unit.finish(error)
+        finish(unit, error)
 
 
 async def shielded(work: Coroutine[Any, Any, T]) -> T:

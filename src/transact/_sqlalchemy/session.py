@@ -83,7 +83,7 @@ def _statement(base: type[Session], name: str) -> Callable[..., Any]:
         try:
             return method(self, *args, **kwargs)
         finally:
-            unit.busy = None
+            unit.leave()
 
     return call
 
@@ -129,11 +129,11 @@ def _ending(base: type[Session], name: str) -> Callable[..., Any]:
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         unit = self._transact_unit
-        if unit is None:
+        if unit is None or unit.is_mine_to_end:
             return method(self, *args, **kwargs)
         unit.check_not_ended(name)
         # begin(nested=True) is what begin_nested() calls: a savepoint, which stays allowed.
-        if unit.closing or not unit.managed or kwargs.get("nested"):
+        if not unit.managed or kwargs.get("nested"):
             return checked(self, *args, **kwargs)
         raise UsageError(
             f"session.{name}() was called inside the managed transaction {unit.label!r}, which its block or request ends; "

@@ -127,6 +127,12 @@ class Transaction:
 
     # What the unit of work uses; not public.
 
+    @property
+    def around(self) -> Transaction:
+        """The block around this one."""
+        assert self._parent is not None  # noqa: S101  # only a root has none
+        return self._parent
+
     def mark(
         self,
         marker: Marker,
