@@ -99,17 +99,17 @@ async def shielded(work: Coroutine[Any, Any, T]) -> T:
     """Await ``work`` to its end even if the awaiting task is cancelled; then the cancellation goes on.
 
     A COMMIT or ROLLBACK that is cut off in the middle leaves an outcome that nobody knows and a connection that nobody can
-    use. ``asyncio.shield`` alone would go on at once, while the connection is still in use.
+    use; ``asyncio.shield`` would go on at once, while the connection is still in use.
     """
     task = asyncio.get_running_loop().create_task(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        while not task.done():
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError:  # an anyio scope cancels again and again
-                continue
-        if not task.cancelled():
-            task.exception()  # the listeners have been told; unread, asyncio would complain about it
-        raise
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:  # an anyio scope cancels again and again
+            cancelled = error
+    if cancelled is None:
+        return task.result()
+    if not task.cancelled():
+        task.exception()  # the listeners have been told; unread, asyncio would complain about it
+    raise cancelled
