@@ -13,6 +13,11 @@ from transact._sqlalchemy.unit import Unit
 from transact.errors import AfterCommitError, CommitOutcomeUnknown
 
 
+def wants_commit(unit: Unit, error: BaseException | None) -> bool:
+    """Whether a transaction whose outermost block ends with ``error`` is to be committed."""
+    return not unit.root.marks and (error is None or not rolls_back(unit.root.options, error))
+
+
 def needs_preparation(unit: Unit) -> bool:
     """Whether something has to run before COMMIT can be sent."""
     return bool(unit.root.hooks.before_commit) or unit.has_changes
@@ -42,15 +47,15 @@ def finish(unit: Unit, error: BaseException | None) -> None:
     ``UnexpectedRollback``, ``ConcurrentUse`` or ``AfterCommitError``; never ``error`` itself: the caller has it.
     """
     marks = unit.root.marks
-    if marks or (error is not None and rolls_back(unit.root.options, error)):
-        _roll_back(unit, error or first_cause(marks))
+    if not wants_commit(unit, error):
+        roll_back(unit, error or first_cause(marks))
         if error is None and not is_quiet(marks):
             surprise = unexpected_rollback(marks, unit.label)
             raise surprise from surprise.__cause__
     elif unit.busy is not None:
         # Another task's statement is under way: nobody can say whether it belongs to what is to be committed.
         refused = unit.concurrent_use("commit", None)
-        _roll_back(unit, refused)
+        roll_back(unit, refused)
         raise refused
     else:
         _commit(unit)
@@ -96,14 +101,14 @@ def _end_unknown(unit: Unit, failed: BaseException) -> None:
     ) from failed
 
 
-def _roll_back(unit: Unit, error: BaseException | None) -> None:
+def roll_back(unit: Unit, error: BaseException | None) -> None:
+    """Roll back because of ``error`` and give the connection back. Raises nothing: what fails is told to the listeners."""
     unit.root.move_to(State.ENDING)
     unit.closing = True
     _end_rolled_back(unit, error)
 
 
 def _end_rolled_back(unit: Unit, error: BaseException | None) -> None:
-    """Roll back and give the connection back; what fails on the way is told to the listeners, never raised."""
     me = unit.runtime.whoami()
     if unit.busy is not None and unit.busy[0] is not me:
         # Another task's statement is on the wire, and ROLLBACK cannot be sent beside it: that task rolls back and gives

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.util import greenlet_spawn
 
 from transact._core.propagation import Action, decide
-from transact._sqlalchemy.ending import finish, has_work, needs_preparation, prepare
+from transact._sqlalchemy.ending import finish, has_work, needs_preparation, prepare, roll_back, wants_commit
 from transact._sqlalchemy.runtime import Runtime
 from transact._sqlalchemy.savepoints import enter_savepoint, leave_savepoint
 from transact._sqlalchemy.transaction import Transaction
@@ -83,11 +83,12 @@ async def end(unit: Unit, error: BaseException | None) -> None:
 
     Raises what ``finish`` raises, or the error of a flush or a ``before_commit`` hook.
     """
-    if error is None and not unit.marked and needs_preparation(unit):
+    if wants_commit(unit, error) and needs_preparation(unit):
         try:
             await greenlet_spawn(prepare, unit)
         except BaseException as failed:
-            await shielded(greenlet_spawn(finish, unit, failed))
+            # Whatever a flush or a hook raises rolls back, also what a block may raise and still commit.
+            await shielded(greenlet_spawn(roll_back, unit, failed))
             raise
     if has_work(unit):
         await shielded(greenlet_spawn(finish, unit, error))
