@@ -107,11 +107,8 @@ def _find_python(version: str) -> Path | None:
 def _install(folder: Path, python: Path, end: str) -> Path:
     """Make the environment and return its Python. What is there is used again, so that a second run is quick."""
     inner = folder / "bin/python"
-    if (
-        subprocess.run([inner, "-m", "pip", "--version"], capture_output=True, check=False).returncode
-        if inner.exists()
-        else 1
-    ):
+    probe = [str(inner), "-m", "pip", "--version"]
+    if not inner.exists() or subprocess.run(probe, capture_output=True, check=False).returncode:
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([python, "-m", "venv", folder], check=True)
     with (folder / "install.log").open("wb") as log:

@@ -1,12 +1,11 @@
-"""The database engines that the tests run on: how each is found, emptied between tests and looked at from outside."""
+"""The database engines that the tests run on: how each is found, and emptied between tests."""
 
 import getpass
 import os
-import re
 import sqlite3
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,139 +15,13 @@ import pymysql
 from sqlalchemy.engine import URL, make_url
 
 from scripts._postgres import PostgresError, embedded_postgres
+from tests.observers import Observer, observe, psycopg_connection, pymysql_connection
 
-CONNECT_SECONDS = 5
+__all__ = ["BY_ID", "ENGINES", "Engine", "EngineMissingError", "Engines", "Observer", "chosen", "observe"]
 
 
 class EngineMissingError(Exception):
     """An engine cannot be used on this machine; the message says why."""
-
-
-class Observer(Protocol):
-    """A second, synchronous connection to a test's database: it sees what is committed, and nothing else."""
-
-    def rows(self, sql: str, *params: object) -> list[tuple[Any, ...]]:
-        """Run a query whose placeholders are `?` on every engine."""
-        ...
-
-    def scalar(self, sql: str, *params: object) -> Any:
-        """Return the first value of the first row."""
-        ...
-
-    def execute(self, sql: str, *params: object) -> None:
-        """Run a statement; it is committed at once."""
-        ...
-
-    def idle_in_transaction(self) -> int:
-        """Count the other sessions of this database that are inside a transaction and run no statement."""
-        ...
-
-
-class _Looker:
-    """What the observers share: a DB-API connection that commits by itself."""
-
-    idle_query = ""
-
-    def __init__(self, connection: Any, *, placeholder: str) -> None:
-        self.connection = connection
-        self._placeholder = placeholder
-
-    def rows(self, sql: str, *params: object) -> list[tuple[Any, ...]]:
-        cursor = self.connection.cursor()
-        try:
-            self._run(cursor, sql, params)
-            return [tuple(row) for row in cursor.fetchall()]
-        finally:
-            cursor.close()
-
-    def scalar(self, sql: str, *params: object) -> Any:
-        return self.rows(sql, *params)[0][0]
-
-    def execute(self, sql: str, *params: object) -> None:
-        cursor = self.connection.cursor()
-        try:
-            self._run(cursor, sql, params)
-        finally:
-            cursor.close()
-
-    def idle_in_transaction(self) -> int:
-        return int(self.scalar(self.idle_query))
-
-    def close(self) -> None:
-        self.connection.close()
-
-    def _run(self, cursor: Any, sql: str, params: Sequence[object]) -> None:
-        if not params:
-            cursor.execute(sql)
-            return
-        if self._placeholder != "?":
-            sql = sql.replace("%", "%%").replace("?", self._placeholder)
-        cursor.execute(sql, params)
-
-
-class PostgresObserver(_Looker):
-    idle_query = (
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-        " AND pid <> pg_backend_pid() AND state LIKE 'idle in transaction%'"
-    )
-
-    def __init__(self, url: URL) -> None:
-        super().__init__(_psycopg(url), placeholder="%s")
-
-
-class MariadbObserver(_Looker):
-    def __init__(self, url: URL) -> None:
-        super().__init__(_pymysql(url), placeholder="%s")
-
-    def idle_in_transaction(self) -> int:
-        """Leaves out transactions that have touched no table yet: InnoDB does not know them.
-
-        INNODB_TRX would be easier to read, but is a copy that is up to 0.1 s old.
-        """
-        [(_, _, status)] = self.rows("SHOW ENGINE INNODB STATUS")
-        active = re.findall(r"---TRANSACTION \d+, ACTIVE(?:(?!---TRANSACTION)[\s\S])*? thread id (\d+)", status)
-        idle = self.rows("SELECT id FROM information_schema.processlist WHERE db = database() AND command = 'Sleep'")
-        return len({int(session) for session in active} & {session for (session,) in idle})
-
-
-class SqliteObserver(_Looker):
-    def __init__(self, url: URL) -> None:
-        super().__init__(sqlite3.connect(str(url.database), isolation_level=None, timeout=5), placeholder="?")
-
-    def idle_in_transaction(self) -> int:
-        """Return 1 if somebody holds the write lock (SQLite lists no sessions), else 0."""
-        usual = self.scalar("PRAGMA busy_timeout")
-        self.execute("PRAGMA busy_timeout = 0")
-        try:
-            self.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise
-            return 1
-        else:
-            self.execute("ROLLBACK")
-            return 0
-        finally:
-            self.execute(f"PRAGMA busy_timeout = {usual}")
-
-
-_OBSERVERS: dict[str, Callable[[URL], PostgresObserver | MariadbObserver | SqliteObserver]] = {
-    "postgresql": PostgresObserver,
-    "mysql": MariadbObserver,
-    "mariadb": MariadbObserver,
-    "sqlite": SqliteObserver,
-}
-
-
-@contextmanager
-def observe(url: str) -> Iterator[Observer]:
-    """Open an observer of the database of a SQLAlchemy URL, for the length of the block."""
-    parsed = make_url(url)
-    observer = _OBSERVERS[parsed.get_backend_name()](parsed)
-    try:
-        yield observer
-    finally:
-        observer.close()
 
 
 class Server(Protocol):
@@ -182,7 +55,7 @@ class PostgresServer:
     def start(self, stack: ExitStack) -> str:
         admin = make_url(self._address(stack))
         try:
-            connection = _psycopg(admin)
+            connection = psycopg_connection(admin)
         except psycopg.OperationalError as error:
             raise EngineMissingError(_reached(admin, error)) from None
         with connection:
@@ -194,7 +67,7 @@ class PostgresServer:
         return f"PostgreSQL {version // 10000}.{version % 10000} {self._place}"
 
     def empty_database(self, folder: Path) -> URL:
-        with _psycopg(self._url) as connection:
+        with psycopg_connection(self._url) as connection:
             connection.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -208,7 +81,7 @@ class PostgresServer:
 
     def _drop(self, admin: URL, name: str) -> None:
         self.empty_database(Path())  # a prepared transaction would block the drop
-        with _psycopg(admin) as connection:
+        with psycopg_connection(admin) as connection:
             connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
 
@@ -221,7 +94,7 @@ class MariadbServer:
 
     def start(self, stack: ExitStack) -> str:
         try:
-            connection = _pymysql(self._admin)
+            connection = pymysql_connection(self._admin)
         except pymysql.err.OperationalError as error:
             raise EngineMissingError(_reached(self._admin, error)) from None
         name = _random_name()
@@ -234,7 +107,7 @@ class MariadbServer:
         return f"{'MariaDB' if 'MariaDB' in rest else 'MySQL'} {number}"
 
     def empty_database(self, folder: Path) -> URL:
-        with _pymysql(self._url) as connection, connection.cursor() as cursor:
+        with pymysql_connection(self._url) as connection, connection.cursor() as cursor:
             cursor.execute(
                 "SELECT id FROM information_schema.processlist WHERE db = database() AND id <> connection_id()"
             )
@@ -257,7 +130,7 @@ class MariadbServer:
                 raise
 
     def _drop(self, name: str) -> None:
-        with _pymysql(self._admin) as connection, connection.cursor() as cursor:
+        with pymysql_connection(self._admin) as connection, connection.cursor() as cursor:
             cursor.execute(f"DROP DATABASE IF EXISTS `{name}`")
 
 
@@ -366,20 +239,3 @@ def _random_name() -> str:
 def _reached(url: URL, error: Exception) -> str:
     text = str(error.args[-1]).strip().splitlines()[0]
     return f"nothing usable at {url.host}:{url.port}: {text}"
-
-
-def _psycopg(url: URL) -> psycopg.Connection:
-    plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
-    return psycopg.connect(plain, autocommit=True, connect_timeout=CONNECT_SECONDS)
-
-
-def _pymysql(url: URL) -> "pymysql.Connection[pymysql.cursors.Cursor]":
-    return pymysql.connect(
-        host=url.host or "127.0.0.1",
-        port=url.port or 3306,
-        user=url.username or "root",
-        password=url.password or "",
-        database=url.database or None,
-        autocommit=True,
-        connect_timeout=CONNECT_SECONDS,
-    )
