@@ -1,0 +1,1 @@
+"""Applications that show how transact is used."""
