@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines import BY_ID, EngineMissingError, Engines, Observer, chosen, observe
+from tests.engines import BY_ID, Engine, EngineMissingError, Engines, Observer, chosen, observe
 
 ENGINES = pytest.StashKey[Engines]()
 
@@ -48,13 +48,26 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         Path(report).write_text(f"{line}\n", encoding="utf-8")
 
 
-def _database(request: pytest.FixtureRequest, engine_id: str, folder: Path) -> str:
+def _or_miss(config: pytest.Config, engine_id: str, make: Callable[[Engine], str]) -> str:
+    """A database, or else a skip or a failure that says what is missing."""
+    engine = BY_ID[engine_id]
     try:
-        return request.config.stash[ENGINES].empty_database(BY_ID[engine_id], folder)
+        return make(engine)
     except EngineMissingError as error:
-        if request.config.getoption("--all-engines") or os.environ.get("CI") == "true":
-            pytest.fail(f"{BY_ID[engine_id].server} is missing: {error}", pytrace=False)
-        pytest.skip(f"{BY_ID[engine_id].server} is missing: {error}")
+        if config.getoption("--all-engines") or os.environ.get("CI") == "true":
+            pytest.fail(f"{engine.server} is missing: {error}", pytrace=False)
+        pytest.skip(f"{engine.server} is missing: {error}")
+
+
+def _database(request: pytest.FixtureRequest, engine_id: str, folder: Path) -> str:
+    engines = request.config.stash[ENGINES]
+    return _or_miss(request.config, engine_id, lambda engine: engines.empty_database(engine, folder))
+
+
+def lasting_database(config: pytest.Config, engine_id: str, folder: Path, stack: ExitStack) -> str:
+    """A database of its own for a fixture that outlives one test; it is dropped when the stack closes."""
+    engines = config.stash[ENGINES]
+    return _or_miss(config, engine_id, lambda engine: engines.another_database(engine, folder, stack))
 
 
 @pytest.fixture

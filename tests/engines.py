@@ -25,14 +25,18 @@ class EngineMissingError(Exception):
 
 
 class Server(Protocol):
-    """Where tests get their databases from."""
+    """Where tests get their databases from. What has to be undone goes on the stack."""
 
     def start(self, stack: ExitStack) -> str:
-        """Make a database for this run; what has to be undone goes on the stack. Return name and version."""
+        """Make the database that the tests share; return the server's name and version."""
         ...
 
     def empty_database(self, folder: Path) -> URL:
-        """Return the URL of a database without any table."""
+        """Return the URL of the database that the tests share, without any table."""
+        ...
+
+    def another_database(self, folder: Path, stack: ExitStack) -> URL:
+        """Return the URL of a new database, which no other test empties."""
         ...
 
 
@@ -43,31 +47,44 @@ class SqliteServer:
     def empty_database(self, folder: Path) -> URL:
         return URL.create("sqlite", database=str(folder / "test.db"))
 
+    def another_database(self, folder: Path, stack: ExitStack) -> URL:
+        return URL.create("sqlite", database=str(folder / f"{_random_name()}.db"))
+
 
 class PostgresServer:
-    """One database on a PostgreSQL server, under a random name."""
+    """Databases on a PostgreSQL server, under random names."""
 
     def __init__(self, place: str, address: Callable[[ExitStack], str]) -> None:
         self._place = place
         self._address = address
-        self._url = URL.create("postgresql")
+        self._admin = self._url = URL.create("postgresql")
 
     def start(self, stack: ExitStack) -> str:
-        admin = make_url(self._address(stack))
+        self._admin = make_url(self._address(stack))
         try:
-            connection = psycopg_connection(admin)
+            connection = psycopg_connection(self._admin)
         except psycopg.OperationalError as error:
-            raise EngineMissingError(_reached(admin, error)) from None
+            raise EngineMissingError(_reached(self._admin, error)) from None
         with connection:
-            name = _random_name()
-            connection.execute(f'CREATE DATABASE "{name}"')
             version = connection.info.server_version
-        self._url = admin.set(database=name)
-        stack.callback(self._drop, admin, name)
+        self._url = self.another_database(Path(), stack)
         return f"PostgreSQL {version // 10000}.{version % 10000} {self._place}"
 
+    def another_database(self, folder: Path, stack: ExitStack) -> URL:
+        name = _random_name()
+        with psycopg_connection(self._admin) as connection:
+            connection.execute(f'CREATE DATABASE "{name}"')
+        url = self._admin.set(database=name)
+        stack.callback(self._drop, url)
+        return url
+
     def empty_database(self, folder: Path) -> URL:
-        with psycopg_connection(self._url) as connection:
+        self._empty(self._url)
+        return self._url
+
+    @staticmethod
+    def _empty(url: URL) -> None:
+        with psycopg_connection(url) as connection:
             connection.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -77,16 +94,15 @@ class PostgresServer:
                 connection.execute(psycopg.sql.SQL("ROLLBACK PREPARED {}").format(psycopg.sql.Literal(gid)))
             connection.execute("DROP SCHEMA IF EXISTS public CASCADE")
             connection.execute("CREATE SCHEMA public")
-        return self._url
 
-    def _drop(self, admin: URL, name: str) -> None:
-        self.empty_database(Path())  # a prepared transaction would block the drop
-        with psycopg_connection(admin) as connection:
-            connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+    def _drop(self, url: URL) -> None:
+        self._empty(url)  # a prepared transaction would block the drop
+        with psycopg_connection(self._admin) as connection:
+            connection.execute(f'DROP DATABASE IF EXISTS "{url.database}" WITH (FORCE)')
 
 
 class MariadbServer:
-    """One database on a MariaDB or MySQL server, under a random name."""
+    """Databases on a MariaDB or MySQL server, under random names."""
 
     def __init__(self, address: str) -> None:
         self._admin = make_url(address)
@@ -97,14 +113,18 @@ class MariadbServer:
             connection = pymysql_connection(self._admin)
         except pymysql.err.OperationalError as error:
             raise EngineMissingError(_reached(self._admin, error)) from None
-        name = _random_name()
-        with connection, connection.cursor() as cursor:
-            cursor.execute(f"CREATE DATABASE `{name}` CHARACTER SET utf8mb4")
+        with connection:
             version = connection.get_server_info()
-        self._url = self._admin.set(database=name)
-        stack.callback(self._drop, name)
+        self._url = self.another_database(Path(), stack)
         number, _, rest = version.removeprefix("5.5.5-").partition("-")
         return f"{'MariaDB' if 'MariaDB' in rest else 'MySQL'} {number}"
+
+    def another_database(self, folder: Path, stack: ExitStack) -> URL:
+        name = _random_name()
+        with pymysql_connection(self._admin) as connection, connection.cursor() as cursor:
+            cursor.execute(f"CREATE DATABASE `{name}` CHARACTER SET utf8mb4")
+        stack.callback(self._drop, name)
+        return self._admin.set(database=name)
 
     def empty_database(self, folder: Path) -> URL:
         with pymysql_connection(self._url) as connection, connection.cursor() as cursor:
@@ -174,7 +194,7 @@ class Engines:
     stack: ExitStack = field(default_factory=ExitStack)
     versions: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
-    drivers: dict[str, list[str]] = field(default_factory=dict)
+    drivers: dict[str, set[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.servers: dict[str, Server] = {
@@ -186,6 +206,13 @@ class Engines:
 
     def empty_database(self, engine: Engine, folder: Path) -> str:
         """Return the asynchronous SQLAlchemy URL of an empty database; raises EngineMissingError."""
+        return self._async_url(engine, self._started(engine).empty_database(folder))
+
+    def another_database(self, engine: Engine, folder: Path, stack: ExitStack) -> str:
+        """Return the same of a database that no other test uses, dropped when the stack closes."""
+        return self._async_url(engine, self._started(engine).another_database(folder, stack))
+
+    def _started(self, engine: Engine) -> Server:
         name = engine.server
         if name in self.missing:
             raise EngineMissingError(self.missing[name])
@@ -195,12 +222,11 @@ class Engines:
             except EngineMissingError as error:
                 self.missing[name] = str(error)
                 raise
-        url = self.servers[name].empty_database(folder).set(drivername=engine.driver)
-        used = self.drivers.setdefault(name, [])
-        driver = engine.driver.partition("+")[2]
-        if driver not in used:
-            used.append(driver)
-        return url.render_as_string(hide_password=False)
+        return self.servers[name]
+
+    def _async_url(self, engine: Engine, url: URL) -> str:
+        self.drivers.setdefault(engine.server, set()).add(engine.driver.partition("+")[2])
+        return url.set(drivername=engine.driver).render_as_string(hide_password=False)
 
     def summary(self) -> str:
         """Return the line that says which engines the tests really ran on."""

@@ -1,13 +1,17 @@
 """The fixtures that hand out databases keep their own promises."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from tests.engines import ENGINES, Engines, Observer, chosen
+from tests.conftest import ENGINES as RUN
+from tests.conftest import lasting_database
+from tests.engines import BY_ID, ENGINES, Engines, Observer, chosen, observe
 
 EVERYWHERE = pytest.mark.engines("sqlite", "postgresql", "mariadb")
 
@@ -64,6 +68,18 @@ async def test_a_transaction_that_a_test_left_open_or_prepared_does_not_block_th
         observer.execute("PREPARE TRANSACTION 'left over'")
 
 
+@EVERYWHERE
+async def test_a_lasting_database_is_not_emptied_for_other_tests(
+    database_url: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    engine_id = request.node.callspec.params["database_url"]
+    with ExitStack() as stack:
+        url = lasting_database(request.config, engine_id, tmp_path, stack)
+        await _create_and_fill(url)
+        request.config.stash[RUN].empty_database(BY_ID[engine_id], tmp_path)
+        assert stack.enter_context(observe(url)).scalar("SELECT count(*) FROM thing") == 2
+
+
 def test_the_fixtures_for_one_engine_name_that_engine(
     sqlite_url: str, postgres_url: str, observing: Callable[[str], Observer]
 ) -> None:
@@ -82,7 +98,7 @@ def test_a_marker_names_engines_by_id_or_family() -> None:
 
 def test_the_summary_tells_which_engines_ran_and_why_the_others_did_not() -> None:
     engines = Engines(
-        versions={"sqlite": "sqlite 3.1"}, drivers={"sqlite": ["aiosqlite"]}, missing={"mariadb-machine": "no answer"}
+        versions={"sqlite": "sqlite 3.1"}, drivers={"sqlite": {"aiosqlite"}}, missing={"mariadb-machine": "no answer"}
     )
     line = engines.summary()
     assert line.startswith("engines: sqlite 3.1 (aiosqlite); not run: ")
