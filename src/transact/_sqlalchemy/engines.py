@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import importlib.util
 import time
 from collections.abc import Mapping
@@ -10,7 +12,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import event, exc
 from sqlalchemy.engine import URL, Connection, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection
+from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection, PoolResetState
 from sqlalchemy.schema import MetaData
 
 from transact._core.events import WaitedForConnection
@@ -171,6 +173,29 @@ def _prepare_sqlite(engine: AsyncEngine, *, memory: bool) -> None:
         cursor.close()
 
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    event.listen(engine.sync_engine, "reset", _leave_failed_commit_sqlite)
+    event.listen(engine.sync_engine, "invalidate", _abandon_sqlite)
+
+
+def _leave_failed_commit_sqlite(connection: Any, _record: object, state: PoolResetState) -> None:
+    # A COMMIT that fails on a deferred foreign key leaves SQLite's transaction open, write lock and all, where SQLAlchemy
+    # takes it for ended and sends nothing more (https://www.sqlite.org/foreignkeys.html, section 4.2).
+    if state.transaction_was_reset and state.asyncio_safe and connection.driver_connection.in_transaction:
+        connection.rollback()
+
+
+def _abandon_sqlite(connection: Any, *_: object) -> None:
+    # sqlite3's close() takes effect when the last cursor has been collected; until then the transaction of a cancelled
+    # statement would keep the write lock (https://www.sqlite.org/c3ref/close.html, "zombie"). Neither may be awaited
+    # here, where a second cancellation could strike; both are in the driver's queue before its close().
+    async def interrupt_and_roll_back() -> None:
+        with contextlib.suppress(Exception):  # the connection may be closed already
+            await connection.driver_connection.interrupt()
+            await connection.driver_connection.rollback()
+
+    with contextlib.suppress(RuntimeError):  # no loop is running: a connection that was garbage
+        asyncio.get_running_loop()
+        asyncio.ensure_future(interrupt_and_roll_back())  # noqa: RUF006  # the driver's queue keeps it alive
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -17,13 +17,7 @@ def enter_savepoint(unit: Unit, parent: Transaction, options: Options, label: st
     """Set a savepoint and return its scope. Raises ``UnexpectedRollback`` in a rollback-only transaction."""
     session = unit.handle.sync_session
     nested = session.begin_nested()
-    try:
-        # SQLAlchemy sends SAVEPOINT with the first statement of the session; a statement on a connection that was taken
-        # before would slip past it and survive the rollback.
-        core = session.connection().get_nested_transaction()
-    except BaseException:
-        nested.rollback()
-        raise
+    core = session.connection().get_nested_transaction()
     scope = Transaction(unit, parent, kind="savepoint", options=options, label=label)
     unit.savepoints[core] = (scope, nested)
     return scope

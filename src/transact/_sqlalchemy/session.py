@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, SessionTransaction
 
 from transact._core.states import Marker
-from transact.errors import UsageError
+from transact.errors import UnexpectedRollback, UsageError
 
 if TYPE_CHECKING:
     from transact._sqlalchemy.unit import Unit
@@ -102,7 +102,7 @@ def _flush(guarded_flush: Callable[..., Any]) -> Callable[..., Any]:
         try:
             guarded_flush(self, objects)
         except BaseException as error:
-            if was_active and not self.is_active and not unit.marked:
+            if was_active and not self.is_active and not unit.has_mark(nested):
                 unit.mark_innermost(Marker.DATABASE, error, nested)
             raise
 
@@ -134,7 +134,8 @@ def _ending(base: type[Session], name: str) -> Callable[..., Any]:
         unit.check_not_ended(name)
         # begin(nested=True) is what begin_nested() calls: a savepoint, which stays allowed.
         if not unit.managed or kwargs.get("nested"):
-            return checked(self, *args, **kwargs)
+            transaction = checked(self, *args, **kwargs)
+            return _users_savepoint(self, transaction) if unit.managed else transaction
         raise UsageError(
             f"session.{name}() was called inside the managed transaction {unit.label!r}, which its block or request ends; "
             "nothing was changed. Leave the block to commit, raise or call set_rollback_only() to roll back, use "
@@ -142,6 +143,33 @@ def _ending(base: type[Session], name: str) -> Callable[..., Any]:
         )
 
     return call
+
+
+class _UsersSavepoint(SessionTransaction):
+    """What ``session.begin_nested()`` returns in a managed transaction."""
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        # SQLAlchemy leaves such a block without a word after a flush that failed in it, though all of it is lost.
+        unit = unit_of(self.session) if self.session is not None else None
+        try:
+            if kind is None and unit is not None and not self.is_active:
+                unit.check_marks()
+        except UnexpectedRollback as lost:
+            super().__exit__(type(lost), lost, lost.__traceback__)
+            raise
+        super().__exit__(kind, error, traceback)
+
+
+def _users_savepoint(session: Session, nested: SessionTransaction) -> SessionTransaction:
+    nested.__class__ = _UsersSavepoint
+    try:
+        # SQLAlchemy sends SAVEPOINT with the session's next statement; a statement on a connection that was taken before
+        # would slip past it and survive the rollback.
+        session.connection()
+    except BaseException:
+        nested.rollback()
+        raise
+    return nested
 
 
 def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
@@ -154,6 +182,8 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
     unit = unit_of(session)
     if unit is not None and transaction.parent is None:
         unit.gave_back()
+    elif unit is not None and transaction.nested:
+        unit.forget_ended_savepoints()
 
 
 def _before_commit(session: Session) -> None:

@@ -162,6 +162,9 @@ class Unit:
         marks = self.root.marks or next((s.marks for s, _ in self.savepoints.values() if s.marks), [])
         if not marks and self.connection is not None and self._users_savepoints:
             mark = self._users_savepoints.get(self.connection.get_nested_transaction())
+            if mark is None and self.session is not None and not self.session.is_active:
+                # A flush that failed has rolled back to the savepoint already; its block has yet to end.
+                mark = next(reversed(self._users_savepoints.values()))
             marks = [mark] if mark else []
         if marks:
             error = unexpected_rollback(marks, self.label)
@@ -223,6 +226,21 @@ class Unit:
         else:
             self._users_savepoints[nested] = Mark(marker, self.label, own=False, cause=error)
             self.marked = True
+
+    def has_mark(self, nested: object | None) -> bool:
+        """Whether the savepoint ``nested``, or with ``None`` the transaction itself, is marked."""
+        if nested is None:
+            return bool(self.root.marks)
+        return nested in self._users_savepoints or (
+            nested in self.savepoints and bool(self.savepoints[nested][0].marks)
+        )
+
+    def forget_ended_savepoints(self) -> None:
+        """One of the user's own savepoints may have ended: its mark says nothing about the next."""
+        if self._users_savepoints:
+            kept = {core: mark for core, mark in self._users_savepoints.items() if getattr(core, "is_active", False)}
+            self._users_savepoints = kept
+            self.recount_marks()
 
     def check_release(self) -> None:
         """Before SQLAlchemy sends COMMIT or RELEASE: refuse to keep what the server, on some engine, has thrown away."""
