@@ -10,6 +10,7 @@ from starlette.datastructures import Headers
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from transact.errors import UnexpectedRollback
 from transact.fastapi.requests import SCOPE_KEY, RequestUnits
 
 if TYPE_CHECKING:
@@ -118,13 +119,36 @@ class _Request:
         await self.units.end(error, success=False)
 
     async def _answer(self, application: Any, failure: Exception) -> None:
+        if await self._handled(application, failure):
+            return
+        # A handler called it a success. It is asked once more, with the plain truth; then the server answers.
+        surprise = UnexpectedRollback(
+            f"{self.units.label()!r} was rolled back, and an exception handler answered {type(failure).__name__} with success"
+        )
+        surprise.__cause__ = failure
+        if not await self._handled(application, surprise):
+            raise surprise
+
+    async def _handled(self, application: Any, failure: Exception) -> bool:
+        """Let the application's handlers answer; return whether they did, and not by claiming that something is stored."""
+        committed = getattr(failure, "committed", False)
+
         # Starlette counts a response as started before it awaits send(), so an exception raised in there reaches no handler.
         # Its public middleware, with the application's handlers around something that raises, does what would have been
         # done; what has no handler there goes on to ServerErrorMiddleware and becomes a 500.
         async def fail(_scope: Scope, _receive: Receive, _send: Send) -> None:
             raise failure
 
+        async def send(message: Message) -> None:
+            if not committed and message["type"] == "http.response.start" and message["status"] // 100 == 2:  # noqa: PLR2004  # RFC 9110
+                raise _ResponseDropped
+            await self._send(message)
+
         handlers = {
             cls: handler for cls, handler in application.exception_handlers.items() if cls not in {500, Exception}
         }
-        await ExceptionMiddleware(fail, handlers=handlers)(self._scope, self._receive, self._send)
+        try:
+            await ExceptionMiddleware(fail, handlers=handlers)(self._scope, self._receive, send)
+        except _ResponseDropped:
+            return False
+        return True
