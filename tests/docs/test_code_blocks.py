@@ -1,0 +1,72 @@
+"""Every code block of the documentation does what its page says."""
+
+import asyncio
+import re
+import shlex
+import shutil
+import subprocess
+import tomllib
+
+import pytest
+
+from tests.docs.pages import PAGES, ROOT, Block, blocks, programs
+from tests.docs.programs import Program
+
+PROGRAMS = programs()
+SHELL = [block for page in PAGES for block in blocks(page) if block.language == "sh"]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_of_the_documentation_runs_and_says_what_its_page_shows(name, request, tmp_path, monkeypatch):
+    parts = PROGRAMS[name]
+    if any("server" in part.said for part in parts) and shutil.which("curl") is None:
+        pytest.skip("curl is missing")
+    needs = {part.said["needs"] for part in parts if "needs" in part.said}
+    fixture = {"postgresql": "postgres_url", "mariadb": "mariadb_url"}
+    url = request.getfixturevalue(fixture[needs.pop()]) if needs else None
+    assert not needs, "a program has one database"
+    for variable in ("TRANSACT_URL", "TRANSACT_POOL_SIZE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.chdir(tmp_path)
+    asyncio.run(Program(name, tmp_path, url).run(parts))
+
+
+def test_every_code_block_is_of_a_language_that_is_checked():
+    for page in PAGES:
+        for block in blocks(page):
+            checked = block.language in {"python", "sh"} or block.said.keys() & {"error", "output", "file", "server"}
+            assert checked or "not-run" in block.said, f"{block.place}: nothing checks this {block.language!r} block"
+
+
+@pytest.mark.parametrize("block", SHELL, ids=lambda block: block.place)
+def test_a_shell_block_names_commands_options_and_extras_that_exist(block: Block):
+    subprocess.run(["sh", "-n"], input=block.code, text=True, check=True)
+    for line in re.sub(r"\\\n", " ", block.code).splitlines():
+        words = shlex.split(line, comments=True)
+        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            words.pop(0)
+        if words:
+            _check_command(words, block)
+
+
+def _check_command(words: list[str], block: Block) -> None:
+    command, *arguments = words
+    if command.startswith("./scripts/"):
+        _check_script(command, arguments, block)
+    elif command in {"pip", "python"} and "install" in arguments:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        asked = {extra for word in arguments for part in re.findall(r"\[([\w,]+)\]", word) for extra in part.split(",")}
+        assert asked <= project["optional-dependencies"].keys() | {"standard"}, f"{block.place}: {asked}"
+    else:
+        assert command in {"cd", "uvicorn", "fastapi", "pytest", "export", "python"}, f"{block.place}: {command}?"
+        if command == "python" and arguments[0] != "-m":
+            assert (ROOT / arguments[0]).is_file(), f"{block.place}: {arguments[0]} does not exist"
+
+
+def _check_script(command: str, arguments: list[str], block: Block) -> None:
+    script = ROOT / command
+    assert script.is_file(), f"{block.place}: {command} does not exist"
+    text = script.read_text(encoding="utf-8")
+    head = text[: text.find("\nset ")]
+    for option in (word for word in arguments if word.startswith("--")):
+        assert option.partition("=")[0] in head, f"{block.place}: {command} says nothing of {option}"
