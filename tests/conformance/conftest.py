@@ -5,11 +5,11 @@ import time
 from collections.abc import AsyncIterator, Callable
 
 import pytest
-from transact import Database
-from transact.events import Event
 
 from tests.conformance.tables import Stored, create_tables
 from tests.engines import Observer
+from transact import Database
+from transact.events import Event
 
 
 @pytest.fixture

@@ -29,11 +29,11 @@ class Meaning(Base):
 
 
 SLEEP = {
-    "postgresql": text("SELECT pg_sleep(0.3)"),
-    "mysql": text("SELECT sleep(0.3)"),
+    "postgresql": text("SELECT pg_sleep(0.1)"),
+    "mysql": text("SELECT sleep(0.1)"),
     # SQLite has no such function; counting does.
     "sqlite": text(
-        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000000) SELECT count(*) FROM n"
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300000) SELECT count(*) FROM n"
     ),
 }
 

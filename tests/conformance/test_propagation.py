@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import pytest
 from sqlalchemy import text
-from transact import Database, Isolation, Propagation, errors
 
 from tests.conformance.tables import Stored, store
 from tests.engines import Observer
+from transact import Database, Isolation, Propagation, errors
 
 REQUIRED, NESTED, MANDATORY = Propagation.REQUIRED, Propagation.NESTED, Propagation.MANDATORY
 

@@ -7,10 +7,10 @@ import pytest
 from sqlalchemy import exc, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm.exc import StaleDataError
-from transact import Database, Propagation, errors
 
 from tests.conformance.tables import SLEEP, Stored, Word, store
 from tests.engines import Observer
+from transact import Database, Propagation, errors
 
 EVERY = pytest.mark.engines("sqlite", "postgresql", "mariadb")
 
@@ -435,7 +435,7 @@ class Two(Derived, ValueError): ...
     ],
 )
 async def test_the_nearest_class_in_the_mro_decides_and_a_tie_rolls_back(
-    db: Database, stored: Stored, rules: dict, raised: type[Exception], kept: bool
+    db: Database, stored: Stored, *, rules: dict, raised: type[Exception], kept: bool
 ) -> None:
     with pytest.raises(raised):
         async with db.transaction(**rules) as session:

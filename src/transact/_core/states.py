@@ -54,6 +54,7 @@ class Marker(enum.Enum):
     PARTICIPANT = "a joined block failed"
     DATABASE = "a statement failed"
     CONNECTION = "the connection was lost or thrown away"
+    BY_HAND = "its SessionTransaction was ended by hand"
 
 
 @dataclass(frozen=True, slots=True)

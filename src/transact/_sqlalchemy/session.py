@@ -148,7 +148,7 @@ def _ending(base: type[Session], name: str) -> Callable[..., Any]:
 class _UsersSavepoint(SessionTransaction):
     """What ``session.begin_nested()`` returns in a managed transaction."""
 
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
         # SQLAlchemy leaves such a block without a word after a flush that failed in it, though all of it is lost.
         unit = unit_of(self.session) if self.session is not None else None
         try:

@@ -202,6 +202,9 @@ class Unit:
         """The session's transaction ended and gave its connection back; a manual session may take another."""
         if self.connection is not None:
             self.runtime.units.pop(self.connection, None)
+            if self.managed and not self.closing and not self.root.marks:
+                # SessionTransaction.rollback() and close() cannot be refused; what follows must not be stored alone.
+                self.root.mark(Marker.BY_HAND)
             if not self.managed:
                 self.connection = None
                 self.wrote = False
