@@ -19,6 +19,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 from sqlalchemy.engine.interfaces import Dialect
+from sqlalchemy.exc import IdentifierError
 
 from transact import errors
 from transact.translation._engine import Kind, Names
@@ -39,9 +40,14 @@ _SUFFIXES: Final[dict[type[_Rule], str]] = {
     CheckConstraint: "check",
 }
 
+#: Every primary key of MySQL has this name, and MariaDB does not say of which table it is.
+_ANY_PRIMARY_KEY: Final = Names(constraint="PRIMARY")
+
 
 def resolve(names: Names, kind: Kind, metadata: MetaData, dialect: str) -> Names:
     """Fill in what ``names`` lacks and ``metadata`` knows. What is ambiguous, or unknown to it, stays as it was."""
+    if names == _ANY_PRIMARY_KEY:
+        return names
     known = [(table, rule) for table in _tables(names, metadata) for rule in _rules(table, kind)]
     if names.constraint is not None:
         found = [pair for pair in known if _is_called(pair[1], pair[0], names.constraint, dialect)]
@@ -49,8 +55,9 @@ def resolve(names: Names, kind: Kind, metadata: MetaData, dialect: str) -> Names
         found = [pair for pair in known if _columns(pair[1]) == names.columns]
     else:
         found = []
-    # A table may have two rules over the same columns. The named one is the one that somebody wants to hear of.
-    found = [pair for pair in found if pair[1].name] or found
+    if len({table for table, _ in found}) == 1:
+        # A table may have two rules over the same columns. The named one is the one that somebody wants to hear of.
+        found = [pair for pair in found if pair[1].name] or found
     if len(found) != 1:
         return names
     table, rule = found[0]
@@ -108,8 +115,13 @@ def _default_name(rule: _Rule, table: Table, dialect: str) -> str | None:
 
 def _name(rule: _Rule, dialect: str) -> str | None:
     """The name as the engine knows it: a naming convention applied, and cut to the engine's length as DDL cuts it."""
+    if rule.name is None:
+        return None
     preparer = _dialect(dialect).identifier_preparer
-    quoted = preparer.format_constraint(rule)
+    try:
+        quoted = preparer.format_constraint(rule)
+    except IdentifierError:  # longer than the engine takes, so SQLAlchemy did not make it there
+        return str(rule.name)
     if quoted is None or not quoted.startswith(preparer.initial_quote):
         return quoted
     return quoted[1:-1].replace(preparer.escape_quote * 2, preparer.escape_quote)
