@@ -7,17 +7,27 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+import warnings
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from tests.conftest import lasting_database
 from tests.engines import chosen
+from tests.fastapi.app import Base
 from tests.observers import Observer, observe
+from transact.fastapi import Database
+
+with warnings.catch_warnings(action="ignore"):  # newer Starlette would rather have httpx2
+    from starlette.testclient import TestClient
+
+__all__ = ["Answer", "Local", "Site", "TestClient"]
 
 
 @dataclass
@@ -138,3 +148,38 @@ def site(server: Site) -> Iterator[Site]:
     while held := server.client.get("/_pool").json():
         assert time.monotonic() < give_up, f"{held} connections were not given back"
     assert server.observer.idle_in_transaction() == 0
+
+
+@dataclass
+class Local:
+    """An application in this process, for laws of composition; `client` asks it without a network."""
+
+    url: str
+    db: Database
+    app: FastAPI
+    observer: Observer
+
+    def names(self) -> list[str]:
+        return [name for (name,) in self.observer.rows("SELECT name FROM person ORDER BY name")]
+
+    @asynccontextmanager
+    async def client(self, app: FastAPI | None = None, *, raising: bool = False) -> AsyncIterator[httpx.AsyncClient]:
+        transport = httpx.ASGITransport(app or self.app, raise_app_exceptions=raising)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            yield client
+
+    async def post(self, target: str, **kwargs: Any) -> httpx.Response:
+        async with self.client() as client:
+            return await client.post(target, **kwargs)
+
+
+@pytest.fixture
+async def local(database_url: str, observer: Observer) -> AsyncIterator[Local]:
+    """A database with the tables of app.py, and an application without routes. After the test nothing may be held."""
+    db = Database(database_url, pool_size=2, max_overflow=0, pool_timeout=5, metadata=Base.metadata)
+    async with db:
+        async with db.engine.begin() as connection:
+            await connection.run_sync(Base.metadata.create_all)
+        yield Local(database_url, db, FastAPI(), observer)
+        assert db.engine.pool.checkedout() == 0
+        assert observer.idle_in_transaction() == 0

@@ -60,7 +60,9 @@ class Database(transact.Database):
                 raise ConfigurationError(f"problems[{constraint!r}] is {problem!r}: write a transact.fastapi.Problem")
         self._applications.add(app)
         app.add_middleware(TransactMiddleware, database=self, veto=veto)
-        app.exception_handlers.setdefault(TransactError, ProblemHandler(told))
+        handler = app.exception_handlers.setdefault(TransactError, ProblemHandler({}))
+        if isinstance(handler, ProblemHandler):  # and not the application's own; two databases share one
+            handler.problems.update(told)
         document = app.openapi
 
         def openapi() -> dict[str, Any]:

@@ -119,17 +119,19 @@ class _Request:
         await self.units.end(error, success=False)
 
     async def _answer(self, application: Any, failure: Exception) -> None:
-        if await self._handled(application, failure):
+        # A mounted application has put itself into the scope: its handlers go first, as they would have done.
+        handlers = {**application.exception_handlers, **getattr(self._scope["app"], "exception_handlers", {})}
+        if await self._handled(handlers, failure):
             return
         # A handler called it a success. It is asked once more, with the plain truth; then the server answers.
         surprise = UnexpectedRollback(
             f"{self.units.label()!r} was rolled back, and an exception handler answered {type(failure).__name__} with success"
         )
         surprise.__cause__ = failure
-        if not await self._handled(application, surprise):
+        if not await self._handled(handlers, surprise):
             raise surprise
 
-    async def _handled(self, application: Any, failure: Exception) -> bool:
+    async def _handled(self, handlers: Mapping[Any, Any], failure: Exception) -> bool:
         """Let the application's handlers answer; return whether they did, and not by claiming that something is stored."""
         committed = getattr(failure, "committed", False)
 
@@ -144,11 +146,9 @@ class _Request:
                 raise _ResponseDropped
             await self._send(message)
 
-        handlers = {
-            cls: handler for cls, handler in application.exception_handlers.items() if cls not in {500, Exception}
-        }
+        catching = {cls: handler for cls, handler in handlers.items() if cls not in {500, Exception}}
         try:
-            await ExceptionMiddleware(fail, handlers=handlers)(self._scope, self._receive, send)
+            await ExceptionMiddleware(fail, handlers=catching)(self._scope, self._receive, send)
         except _ResponseDropped:
             return False
         return True

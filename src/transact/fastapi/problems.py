@@ -140,7 +140,7 @@ class ProblemHandler:
     """
 
     def __init__(self, problems: Mapping[str, Problem]) -> None:
-        self.problems = problems
+        self.problems = dict(problems)
 
     async def __call__(self, request: Request, error: Exception) -> Response:
         """Log the error once and answer it."""

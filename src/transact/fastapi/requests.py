@@ -27,7 +27,10 @@ SCOPE_KEY = "transact.requests"
 
 def request_label(scope: Mapping[str, Any]) -> str:
     """The request's method and its route's path, with parameters by name: few different labels, and no values."""
-    path = getattr(scope.get("route"), "path", None) or "(no route)"
+    # Newer FastAPI leaves an included route without its prefixes in "route", and the whole path there; it is not documented,
+    # and a label without prefixes is all that is lost if it goes.
+    included = (scope.get("fastapi") or {}).get("effective_route_context")
+    path = getattr(included, "path", None) or getattr(scope.get("route"), "path", None) or "(no route)"
     return f"{scope.get('method', '')} {scope.get('root_path', '')}{path}".strip()
 
 
@@ -82,11 +85,20 @@ class RequestUnits:
         """End everything: ``error`` or no ``success`` roll back. Raises what makes the response untrue."""
         self.ended = True
         cause = error or (None if success else _ROLLED_BACK)
-        manual = self._manual
-        if manual is not None:
-            if success and manual.has_changes:
-                manual.emit(ChangesDiscarded)
-            await end(manual, cause or _ROLLED_BACK)
+        try:
+            await self._end_manual(cause, success=success)
+        except BaseException as cancelled:
+            await self._end_automatic(cancelled)
+            raise
+        await self._end_automatic(cause)
+
+    async def _end_manual(self, cause: BaseException | None, *, success: bool) -> None:
+        if self._manual is not None:
+            if success and self._manual.has_changes:
+                self._manual.emit(ChangesDiscarded)
+            await end(self._manual, cause or _ROLLED_BACK)
+
+    async def _end_automatic(self, cause: BaseException | None) -> None:
         if self.automatic.root.state is State.READY:
             self.automatic.root.move_to(State.ROLLED_BACK)
         else:
