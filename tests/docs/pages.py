@@ -63,7 +63,9 @@ def blocks(page: Path) -> list[Block]:
         line = (token.map or [0])[0] + 1
         if token.type == "html_block":
             if hidden := _HIDDEN.match(token.content):
-                found.append(Block(page, line + 1, "python", hidden["code"], _options(hidden["said"], page), hidden=True))
+                found.append(
+                    Block(page, line + 1, "python", hidden["code"], _options(hidden["said"], page), hidden=True)
+                )
             for comment in _SAID.finditer(token.content):
                 said |= _options(comment["said"], page)
         elif token.type == "fence":

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import inspect
 import io
+import os
 import re
 import shlex
 import subprocess
@@ -24,6 +25,7 @@ from tests.docs.pages import Block
 @contextlib.asynccontextmanager
 async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     """Start the application and talk to it; an error that it lets out becomes a 500, as a server does it."""
+    app.middleware_stack = None  # the page may have added handlers since it was served last
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
@@ -45,13 +47,15 @@ class Program:
     async def run(self, blocks: list[Block]) -> None:
         sys.modules[self.module.__name__] = self.module  # pydantic and FastAPI look annotations up there
         sys.path.insert(0, str(self.folder))
-        before = set(sys.modules)
+        before, environment = set(sys.modules), dict(os.environ)
         try:
             for block in blocks:
                 await self._take(block)
             await self._close_databases()
         finally:
             sys.path.remove(str(self.folder))
+            os.environ.clear()
+            os.environ.update(environment)
             for name in {self.module.__name__, *self._own_modules(before)}:
                 sys.modules.pop(name, None)
 
@@ -121,7 +125,17 @@ _READY = re.compile(r"running on http://127\.0\.0\.1:(\d+)")
 
 def converse(block: Block, folder: Path) -> None:
     """Serve the application of a console block for real, and run each `$ ` line of the block by a shell against it."""
-    command = [sys.executable, "-m", "uvicorn", "--port", "0", "--app-dir", str(folder), block.said["server"]]
+    command = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "--no-access-log",
+        "--port",
+        "0",
+        "--app-dir",
+        str(folder),
+        block.said["server"],
+    ]
     with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         log = ""
