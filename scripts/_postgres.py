@@ -41,7 +41,7 @@ def embedded_postgres(*, fsync: bool, data: Path | None = None) -> Iterator[str]
     Without `data` the cluster lives in a temporary folder that goes away with it; with `data` it is made there the
     first time and kept. `fsync=False` is faster and loses data when the machine stops: for tests. The server listens
     on 127.0.0.1 alone, on a free port, and trusts whoever connects. It stops when the block ends for whatever reason;
-    a SIGTERM that nobody else handles ends the block like Ctrl-C.
+    SIGTERM ends the block like Ctrl-C.
 
     Raises PostgresError if the server does not start.
     """
@@ -223,12 +223,12 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def _terminate_like_interrupt() -> Iterator[None]:
-    """Let SIGTERM raise KeyboardInterrupt, so that the clean-up runs; a handler that is already there stays."""
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if ours:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Let SIGTERM raise KeyboardInterrupt, so that the clean-up runs. Only the main thread can set a handler."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
