@@ -35,9 +35,10 @@ def prepare(unit: Unit) -> None:
     session = unit.handle.sync_session
     session.flush()
     queue = unit.root.hooks.before_commit
-    while queue:
+    while queue and not unit.root.marks:
         _call(unit, queue.popleft())
-        session.flush()
+        if not unit.root.marks:  # a hook may decide against the commit
+            session.flush()
 
 
 def finish(unit: Unit, error: BaseException | None) -> None:

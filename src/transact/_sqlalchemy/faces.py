@@ -64,10 +64,14 @@ class TransactionBlock:
         scope = self._scope
         assert scope is not None  # noqa: S101
         unit = scope._unit
-        self._runtime.current.set(self._previous)
         if scope is unit.root:
-            await end(unit, error)
-        elif scope._kind == "savepoint":
+            try:
+                await end(unit, error)  # hooks before COMMIT still find it open; once it ends, nobody does
+            finally:
+                self._runtime.current.set(self._previous)
+            return
+        self._runtime.current.set(self._previous)
+        if scope._kind == "savepoint":
             await shielded(greenlet_spawn(leave_savepoint, unit, scope, error))
         else:
             unit.leave_joined(scope, error)

@@ -18,7 +18,7 @@ from transact._sqlalchemy.session import guarded
 from transact._sqlalchemy.transaction import Transaction, suspended_location
 from transact._sqlalchemy.unit import Unit
 from transact.errors import ConfigurationError
-from transact.options import Options
+from transact.options import Isolation, Options
 
 READ_ONLY = "transact_read_only"
 _log = logging.getLogger("transact")
@@ -59,6 +59,9 @@ class Runtime:
         dialect = self.engine.dialect.name
         chosen: dict[str, Any] = {}
         # SQLite has one level, SERIALIZABLE, which gives what any other promises.
+        # PostgreSQL's READ UNCOMMITTED is READ COMMITTED (manual, 13.2.1), and asyncpg's dialect does not know the word.
+        if dialect == "postgresql" and isolation == Isolation.READ_UNCOMMITTED.value:
+            isolation = Isolation.READ_COMMITTED.value
         if isolation is not None and dialect != "sqlite":
             chosen["isolation_level"] = isolation
         if read_only:
