@@ -17,9 +17,9 @@ from typing import Any
 
 import httpx
 from fastapi import FastAPI
-from transact import Database
 
 from tests.docs.pages import Block
+from transact import Database
 
 
 @contextlib.asynccontextmanager

@@ -11,9 +11,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from sqlalchemy import event, text
 from sqlalchemy.exc import IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
-from transact.fastapi import Database
 
 from tests.docs.pages import ROOT, table
+from transact.fastapi import Database
 
 HEADING = "A hand-written get_db, and transact"
 GET_DB, FUNCTION, TRANSACT = "get_db", "get_db, scope=function", "transact"
