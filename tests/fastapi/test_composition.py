@@ -242,6 +242,36 @@ async def test_other_middleware_changes_nothing(local: Local, order: str, middle
     await check_all(local, "")
 
 
+async def test_a_middleware_that_gives_up_waiting_cancels_the_request_and_rolls_back(local: Local) -> None:
+    flushed = asyncio.Event()
+
+    class Impatient(BaseHTTPMiddleware):
+        async def dispatch(self, request: Request, call_next: Any) -> Any:
+            waiting = asyncio.create_task(flushed.wait())
+            answering = asyncio.create_task(call_next(request))
+            await asyncio.wait([waiting, answering], return_when=asyncio.FIRST_COMPLETED)
+            answering.cancel()
+            raise HTTPException(504)
+
+    local.db.install(local.app)
+    local.app.add_middleware(Impatient)
+    ended = asyncio.Event()
+
+    @local.app.post("/wait")
+    async def wait(session: Annotated[AsyncSession, local.db.session()]) -> None:
+        session.add(Person(name="ann"))
+        await session.flush()
+        flushed.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    assert (await local.post("/wait")).status_code == 500  # outside of the middleware that renders exceptions
+    assert ended.is_set()
+    assert local.names() == []
+
+
 async def test_two_databases_in_one_application(local: Local, tmp_path) -> None:
     async with Database(f"sqlite+aiosqlite:///{tmp_path}/other.db", name="other", metadata=Person.metadata) as other:
         async with other.engine.begin() as connection:

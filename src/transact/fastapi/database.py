@@ -125,6 +125,11 @@ class Database(transact.Database):
                 f"propagation={options.propagation} means nothing to a request, which begins its transaction itself; "
                 "use it on db.transaction() or @db.transactional"
             )
+        if options.rollback_for or options.no_rollback_for:
+            raise UsageError(
+                "rollback_for and no_rollback_for mean nothing to a request, which rolls back by its response's status: "
+                "say which with install(veto=…), or use them on db.transaction() or @db.transactional"
+            )
         return with_isolation(options, self._isolation)
 
     def _check_routes(self, application: Any) -> None:

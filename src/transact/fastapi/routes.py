@@ -15,9 +15,10 @@ from transact.fastapi.problems import KINDS, MEDIA_TYPE, SCHEMA, Problem, code_o
 
 
 class Found(NamedTuple):
-    """One route of an application: its whole path, what class of route it is, and what it declares."""
+    """One route of an application: its whole path, the same as OpenAPI writes it, its class, and what it declares."""
 
     path: str
+    path_format: str
     kind: type[Any]
     route: Any
 
@@ -32,7 +33,7 @@ def walk(routes: Any, prefix: str = "") -> Iterator[Found]:
         if isinstance(original, Mount):
             yield from walk(original.routes or (), path)
         else:
-            yield Found(path, type(original), route)
+            yield Found(path, prefix + (getattr(route, "path_format", None) or ""), type(original), route)
 
 
 def _uses(route: Any, is_provider: Callable[[Any], bool]) -> bool:
@@ -46,21 +47,25 @@ def _uses(route: Any, is_provider: Callable[[Any], bool]) -> bool:
     return False
 
 
+def _takes(route: Any, is_provider: Callable[[Any], bool]) -> bool:
+    """Whether the endpoint itself has a parameter that is a session or connection."""
+    return any(d.name is not None and is_provider(d.call) for d in route.dependant.dependencies)
+
+
 def problems_of(application: Any, is_provider: Callable[[Any], bool]) -> list[str]:
     """One line for each route that asks for a session and can only fail, because its body runs when that has ended."""
     found = []
-    for path, kind, route in walk(application.routes):
+    for path, _, kind, route in walk(application.routes):
         websocket = issubclass(kind, APIWebSocketRoute)
         generator = issubclass(kind, APIRoute) and (
             inspect.isasyncgenfunction(route.endpoint) or inspect.isgeneratorfunction(route.endpoint)
         )
-        if not (websocket or generator) or not _uses(route, is_provider):
-            continue
-        if websocket:
+        # What a generator's dependencies do with a session is done before the response begins, and commits with it.
+        if websocket and _uses(route, is_provider):
             found.append(
                 f"{path}: a websocket has no response that commits; use `async with db.transaction()` per message"
             )
-        else:
+        elif generator and _takes(route, is_provider):
             found.append(
                 f"{','.join(sorted(route.methods or ()))} {path}: a generator endpoint runs after its response has begun, when "
                 "the request's session has ended; use `async with db.transaction()` inside it"
@@ -78,7 +83,7 @@ def describe_problems(
     for problem in problems.values():
         kinds.setdefault(problem.status, []).append("a constraint of this application")
     used = False
-    for path, route_kind, route in walk(application.routes):
+    for _, path, route_kind, route in walk(application.routes):
         if issubclass(route_kind, APIRoute) and _uses(route, is_provider):
             for method in route.methods or ():
                 operation = schema.get("paths", {}).get(path, {}).get(method.lower())
