@@ -28,7 +28,7 @@ TAKEN = {"username": "Username already exists", "email": "Email already exists"}
 
 @dataclass
 class Attempt:
-    """One registration: what is sent, what it shares with another one, and what became of it."""
+    """One registration: what is sent, what it shares with another one, and what became of it (0: no answer)."""
 
     body: dict[str, Any]
     shares: str | None = None
@@ -67,8 +67,11 @@ async def register_all(http: httpx.AsyncClient, attempts: list[Attempt], clients
 
     async def client() -> None:
         for attempt in waiting:
-            response = await http.post("/register/", json=attempt.body)
-            attempt.status, attempt.answer = response.status_code, response.json()
+            try:
+                response = await http.post("/register/", json=attempt.body)
+                attempt.status, attempt.answer = response.status_code, response.json()
+            except (httpx.TransportError, ValueError) as error:  # no answer, or one that is not the shop's
+                attempt.answer = repr(error)
             bar.update()
 
     await asyncio.gather(*(client() for _ in range(clients)))
