@@ -9,7 +9,7 @@ Everything said about a block stands in an HTML comment, which no reader sees:
 - ``error``: this text block is what the last such error says; ``…`` stands for anything.
 - ``output``: this text block is what the program has printed since the last one.
 - ``file=NAME``: the block is part of a file in the program's folder; several blocks are put together in their order.
-- ``run="COMMAND"`` on a comment ``<!-- doc: … -->`` of its own is not known; files are run by hidden blocks.
+- ``warns="TEXT"``: Python warns of that, because the program does on purpose what should not be done.
 - ``server=MODULE:APP``: this console block's ``$ curl`` lines are sent to that application, and their answers compared.
 - ``needs=postgresql`` or ``needs=mariadb``: the program finds the URL of an empty database in ``database_url``.
 - ``not-run="REASON"``: the block is only compiled.
@@ -25,7 +25,7 @@ from markdown_it.token import Token
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-KNOWN = {"program", "raises", "error", "output", "file", "server", "needs", "not-run"}
+KNOWN = {"program", "raises", "error", "output", "file", "server", "needs", "not-run", "warns"}
 
 _HIDDEN = re.compile(r"\A<!-- python(?P<said>[^\n]*)\n(?P<code>.*)^-->\s*\Z", re.DOTALL | re.MULTILINE)
 _SAID = re.compile(r"<!-- doc:(?P<said>.*?)-->", re.DOTALL)

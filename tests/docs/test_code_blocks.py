@@ -1,6 +1,7 @@
 """Every code block of the documentation does what its page says."""
 
 import asyncio
+import gc
 import re
 import shlex
 import shutil
@@ -16,7 +17,12 @@ PROGRAMS = programs()
 SHELL = [block for page in PAGES for block in blocks(page) if block.language == "sh"]
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+def with_warnings(name: str) -> object:
+    told = [part.said["warns"] for part in PROGRAMS[name] if "warns" in part.said]
+    return pytest.param(name, marks=[pytest.mark.filterwarnings(f"ignore:{text}") for text in told])
+
+
+@pytest.mark.parametrize("name", [with_warnings(name) for name in PROGRAMS])
 def test_a_program_of_the_documentation_runs_and_says_what_its_page_shows(name, request, tmp_path, monkeypatch):
     parts = PROGRAMS[name]
     if any("server" in part.said for part in parts) and shutil.which("curl") is None:
@@ -29,6 +35,7 @@ def test_a_program_of_the_documentation_runs_and_says_what_its_page_shows(name, 
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path)
     asyncio.run(Program(name, tmp_path, url).run(parts))
+    gc.collect()  # what a program leaves behind is found in its own test
 
 
 def test_every_code_block_is_of_a_language_that_is_checked():
