@@ -84,6 +84,18 @@ async def stale_plan(bench: Bench) -> None:
         await run(connection, "SELECT * FROM plans")
 
 
+async def stale_type(bench: Bench) -> None:
+    async with bench.engine.connect() as connection, bench.engine.connect() as other:
+        await run(other, "DROP TABLE IF EXISTS pairs", "DROP TYPE IF EXISTS pair", "CREATE TYPE pair AS (a int)")
+        await run(other, "CREATE TABLE pairs (p pair)", "INSERT INTO pairs VALUES (ROW(1))")
+        await other.commit()
+        await run(connection, "SELECT p FROM pairs")
+        await connection.commit()
+        await run(other, "ALTER TYPE pair ADD ATTRIBUTE b int")
+        await other.commit()
+        await run(connection, "SELECT p FROM pairs")
+
+
 def connect(change):
     async def provoke(bench: Bench) -> None:
         async with bench.open(change(bench.url)).connect():
@@ -150,6 +162,7 @@ DATA = (
 )  # fmt: skip
 
 TRANSIENT = (
+    Row("a type that is stale", stale_type, errors.TransientError, None, only=("asyncpg",)),
     Row("serialization", stale_snapshot, errors.SerializationFailure, "40001"),
     Row("serialization at COMMIT", write_skew, errors.SerializationFailure, "40001"),
     Row("deadlock", deadlock, errors.DeadlockDetected, "40P01"),

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from tests.translation.bench import Bench, sql
 from tests.translation.rows_postgresql import said
+from transact import errors
 from transact.translation import Code, codes, translate
 
 SERIALIZATION = said("40001")
@@ -54,6 +55,7 @@ def test_a_chain_that_bites_its_tail_ends() -> None:
     one, other = OutOfStockError(), OutOfStockError()
     one.__cause__, other.__cause__ = other, one
     one.__context__, other.__context__ = other, one
+    one.__suppress_context__ = other.__suppress_context__ = False
     assert codes(one, "sqlite") == Code()
     assert translate(one, "sqlite") is None
 
@@ -80,10 +82,18 @@ def test_an_attribute_that_raises_hides_nothing() -> None:
     assert codes(error, "postgresql").sqlstate == "40001"
 
 
+async def test_what_sqlalchemy_wrapped_is_translated_without_being_unwrapped_first(sqlite_bench: Bench) -> None:
+    async with Bench("sqlite", sqlite_bench.url, translating=False) as plain_bench:
+        plain = await plain_bench.raised(sql("SELEC 1"))
+    error = translate(plain, "sqlite")
+    assert isinstance(error, errors.InvalidStatement)
+    assert (error.orig, error.statement) == (plain.orig, "SELEC 1")
+
+
 def test_importing_the_translation_loads_no_driver() -> None:
     program = (
         "import sys, transact.translation;"
-        "print([name for name in ('asyncpg', 'psycopg', 'asyncmy', 'aiosqlite', 'sqlite3', 'fastapi') if name in sys.modules])"
+        "print([name for name in ('asyncpg', 'psycopg', 'asyncmy', 'aiosqlite', 'fastapi') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
