@@ -107,7 +107,7 @@ class Database:
 
         ``arguments`` are passed on and win. Raises ``ConfigurationError`` that names each variable that is missing or wrong.
         """
-        return cls(**{**arguments_from_env(prefix), **arguments})
+        return cls(**{**arguments_from_env(prefix, given=arguments), **arguments})
 
     # Opening and closing.
 
@@ -238,7 +238,8 @@ class Database:
         return self.current.after_completion(hook)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name!r} {self._url.render_as_string(hide_password=True)}>"
+        shown = self._url.set(query={})  # a query may hold a password too, and SQLAlchemy does not hide that one
+        return f"<{type(self).__name__} {self.name!r} {shown.render_as_string(hide_password=True)}>"
 
     # Shared by the verbs.
 

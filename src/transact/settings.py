@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 from pydantic import SecretStr, ValidationError
@@ -28,13 +29,14 @@ class Settings(BaseSettings):
     echo: bool = False
 
 
-def arguments_from_env(prefix: str) -> dict[str, Any]:
-    """Read the variables and return arguments for ``Database``.
+def arguments_from_env(prefix: str, *, given: Container[str] = ()) -> dict[str, Any]:
+    """Read the variables and return arguments for ``Database``; a URL that is ``given`` need not be among them.
 
     Raises ``ConfigurationError`` that names each variable that is missing or wrong, and never a value.
     """
     try:
-        settings = Settings(_env_prefix=prefix)  # type: ignore[call-arg]  # pydantic-settings' own argument
+        instead = {"url": ""} if "url" in given else {}
+        settings = Settings(_env_prefix=prefix, **instead)  # type: ignore[call-arg, arg-type]  # its own argument
     except ValidationError as error:
         problems = [
             f"{prefix}{'_'.join(map(str, e['loc'])).upper()}: "

@@ -119,9 +119,13 @@ class Runtime:
 def parse_url(url: object) -> Any:
     """Parse a database URL; raises ``ConfigurationError`` that never repeats it, since it may hold a password."""
     try:
-        return make_url(url)  # type: ignore[arg-type]  # whatever it is, SQLAlchemy says whether it is a URL
+        parsed = make_url(url)  # type: ignore[arg-type]  # whatever it is, SQLAlchemy says whether it is a URL
     except (ArgumentError, ValueError, TypeError):
+        parsed = None
+    # SQLAlchemy reads a password up to the first @; what follows would be the host, which gets shown.
+    if parsed is None or "@" in (parsed.host or ""):
         raise ConfigurationError(
             "the database URL cannot be read; write it as driver://user:password@host:port/name, for example "
             "postgresql+asyncpg://app@localhost/shop (a @, : or / in a password is written %40, %3A, %2F)"
-        ) from None
+        )
+    return parsed
