@@ -11,10 +11,11 @@ Everything said about a block stands in an HTML comment, which no reader sees:
 - ``file=NAME``: the block is part of a file in the program's folder; several blocks are put together in their order.
 - ``warns="TEXT"``: Python warns of that, because the program does on purpose what should not be done.
 - ``server=MODULE:APP``: this console block's ``$ curl`` lines are sent to that application, and their answers compared.
-- ``needs=postgresql`` or ``needs=mariadb``: the program finds the URL of an empty database in ``database_url``.
+- ``needs=postgresql``: the program finds the URL of an empty database in ``database_url``.
 - ``not-run="REASON"``: the block is only compiled.
 """
 
+import itertools
 import re
 import shlex
 from dataclasses import dataclass, field
@@ -94,8 +95,7 @@ def programs() -> dict[str, list[Block]]:
 def anchors(page: Path) -> set[str]:
     """The anchors that GitHub gives a page's headings."""
     found: set[str] = set()
-    all_tokens = tokens(page)
-    for token, inline in zip(all_tokens, all_tokens[1:], strict=False):
+    for token, inline in itertools.pairwise(tokens(page)):
         if token.type == "heading_open":
             text = "".join(child.content for child in inline.children or ())
             slug = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")

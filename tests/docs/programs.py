@@ -13,7 +13,6 @@ from ast import PyCF_ALLOW_TOP_LEVEL_AWAIT
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
-from typing import Any
 
 import httpx
 from fastapi import FastAPI
@@ -98,10 +97,9 @@ class Program:
                 if inspect.isawaitable(result):
                     await result
         except Exception as error:
-            if "raises" not in block.said:
-                error.add_note(f"in {block.place}")
+            if type(error).__name__ != block.said.get("raises"):
+                error.add_note(f"in {block.place}, which should raise {block.said.get('raises', 'nothing')}")
                 raise
-            assert type(error).__name__ == block.said["raises"], f"{block.place}: {error!r}"
             self.error = error
         else:
             assert "raises" not in block.said, f"{block.place}: nothing was raised"
@@ -165,8 +163,3 @@ def exchanges(text: str) -> list[tuple[str, str]]:
         assert shlex.split(command)[0] == "curl"
         found.append((f"{command} --silent --show-error", answer))
     return found
-
-
-def names(value: Any) -> list[str]:
-    """The words in backquotes in a cell of a table."""
-    return re.findall(r"`([^`]+)`", str(value))
