@@ -13,6 +13,8 @@ from tests.engines import Observer
 from transact import Database, Propagation, errors
 
 EVERY = pytest.mark.engines("sqlite", "postgresql", "mariadb")
+# One of each driver; the laws that a server could break have marks of their own.
+pytestmark = pytest.mark.engines("sqlite", "pg18-asyncpg", "pg18-psycopg")
 
 
 class Inner(Exception):
