@@ -10,6 +10,7 @@ import os
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 import uvicorn
@@ -61,6 +62,7 @@ db = Database(os.environ.get("APP_URL", "sqlite+aiosqlite://"), pool_size=5, max
 small = Database(db.engine.url, pool_size=2, max_overflow=0, pool_timeout=3, name="small")
 
 
+@asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with db.lifespan(app), small.lifespan(app):
         yield

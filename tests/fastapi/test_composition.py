@@ -1,6 +1,7 @@
 """The request's one transaction, however the application is put together."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -57,7 +58,7 @@ def people(db: Database) -> APIRouter:
 async def check_all(local: Local, prefix: str, app: FastAPI | None = None) -> None:
     """A commit, a rollback, a commit that fails: each is told as it is."""
     RAN.clear()
-    async with local.client(app) as client:
+    async with local.client(app, raising=True) as client:
         answer = await client.post(f"{prefix}/add?name=ann")
         assert (answer.status_code, answer.json()) == (200, {"name": "ann" * 1000})
         assert (await client.post(f"{prefix}/add?name=bob&status=404")).status_code == 404
@@ -240,6 +241,34 @@ async def test_other_middleware_changes_nothing(local: Local, order: str, middle
         local.app.add_middleware(middleware)
     local.app.include_router(people(local.db))
     await check_all(local, "")
+
+
+class SwallowsAll(Plain):
+    """Catches even what is none of its business, and answers in its own way."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await self.app(scope, receive, send)
+        except BaseException:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"all is well"})
+
+
+class SendsTheRest(Plain):
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        with contextlib.suppress(BaseException):
+            await self.app(scope, receive, send)
+        await send({"type": "http.response.body", "body": b"more"})
+
+
+@pytest.mark.parametrize("middleware", [SwallowsAll, SendsTheRest])
+async def test_a_dropped_response_stays_dropped_whatever_is_caught_inside(local: Local, middleware: type) -> None:
+    local.app.add_middleware(middleware)
+    local.db.install(local.app)
+    local.app.include_router(people(local.db))
+    answer = await local.post("/add?name=ann&boss=9")
+    assert (answer.status_code, answer.json()["code"]) == (409, "foreign-key-violation")
+    assert local.names() == []
 
 
 async def test_a_middleware_that_gives_up_waiting_cancels_the_request_and_rolls_back(local: Local) -> None:

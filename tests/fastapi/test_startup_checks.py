@@ -1,5 +1,6 @@
 """What can only go wrong is said when the application starts, or at its first request: by route, with what to write."""
 
+import importlib.util
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any
 
@@ -12,6 +13,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from tests.fastapi.conftest import TestClient
 from transact import Propagation, errors
 from transact.fastapi import Database, Problem
+
+has_generator_endpoints = pytest.mark.skipif(
+    importlib.util.find_spec("fastapi.sse") is None, reason="this FastAPI has no generator endpoints"
+)
 
 
 @pytest.fixture
@@ -88,6 +93,7 @@ def test_a_websocket_route_that_asks_for_a_session_is_reported_at_start_up(db: D
         start(app)
 
 
+@has_generator_endpoints
 @pytest.mark.parametrize("where", ["app", "included", "mounted"])
 @pytest.mark.parametrize("kind", ["async", "plain"])
 def test_a_generator_endpoint_that_asks_for_a_session_is_reported_at_start_up(
@@ -108,6 +114,7 @@ def test_a_generator_endpoint_that_asks_for_a_session_is_reported_at_start_up(
         start(app)
 
 
+@has_generator_endpoints
 def test_every_route_that_can_only_fail_is_in_the_one_error(db: Database) -> None:
     app, _, _ = app_with(db, "app")
 
@@ -123,6 +130,7 @@ def test_every_route_that_can_only_fail_is_in_the_one_error(db: Database) -> Non
         start(app)
 
 
+@has_generator_endpoints
 async def test_without_a_lifespan_the_first_request_reports_it(db: Database) -> None:
     app, _, _ = app_with(db, "app")
 
@@ -135,6 +143,7 @@ async def test_without_a_lifespan_the_first_request_reports_it(db: Database) -> 
             await client.get("/other")
 
 
+@has_generator_endpoints
 def test_a_generator_endpoint_whose_dependencies_use_the_session_before_it_starts_is_fine(db: Database) -> None:
     async def check(session: Annotated[AsyncSession, db.session()]) -> int:
         return await session.scalar(text("SELECT 7")) or 0
