@@ -116,7 +116,8 @@ def faults(attempts: list[Attempt], users: dict[int, dict[str, Any]], before: se
 
 async def run(url: str, count: int, clients: int, seed: int = 0) -> list[str]:
     """Register, read everything back, print what was found, and return the faults."""
-    limits = httpx.Limits(max_connections=clients)
+    # An idle connection is given up before uvicorn does so (after 5 s), or a request meets one that is just being closed.
+    limits = httpx.Limits(max_connections=clients, keepalive_expiry=1)
     # No proxy of the environment's, and no impatience: how long a request waits is the shop's own decision.
     async with httpx.AsyncClient(base_url=url, limits=limits, timeout=120, trust_env=False) as http:
         before = set(await read_users(http))
