@@ -187,7 +187,10 @@ class ExclusionViolation(IntegrityViolation):
 
 
 class InvalidData(DatabaseError):
-    """A value is too long, out of range or not of the column's type (SQLSTATE class 22). Answer it as bad input."""
+    """A value is too long, out of range or not of the column's type (SQLSTATE class 22). Answer it as bad input.
+
+    Also what a driver refuses to send: text that UTF-8 cannot encode, NUL in text, an integer over 64 bits.
+    """
 
 
 class TransientError(DatabaseError):
@@ -221,7 +224,7 @@ class StatementTimeout(DatabaseError):
 
 
 class TransactionTimeout(DatabaseError):
-    """The transaction ran longer than its ``timeout`` (SQLSTATE 25P04, or the library's own deadline)."""
+    """The transaction ran longer, or stood idle longer, than it may (SQLSTATE 25P04, 25P03, or the library's deadline)."""
 
 
 class PoolTimeout(DatabaseError):
@@ -237,7 +240,7 @@ class DatabaseUnavailable(DatabaseError):
 
 
 class TooManyConnections(DatabaseError):
-    """The server takes no more connections (SQLSTATE 53300, MySQL 1040, 1203)."""
+    """The server takes no more connections (SQLSTATE 53300, MySQL 1040, 1203, 1226)."""
 
     retryable: ClassVar[bool] = True
 

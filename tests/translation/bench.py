@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any, Self
 
 import sqlalchemy as sa
@@ -114,25 +115,44 @@ async def open_bench(engine_id: str, url: str) -> AsyncIterator[Bench]:
         yield bench
 
 
+Kind = type[errors.DatabaseError]
+Codes = str | int | frozenset[int] | None
+
+
 @dataclass(frozen=True)
 class Row:
-    """One line of the table of codes: what is done, and what comes of it. `{}` by engine id, where engines differ."""
+    """One line of the table of codes: what is done, and what comes of it. `{}` by a part of the engine's id.
+
+    `about`: what the error names. `only`: parts of the ids of the engines that can do it. `since`: the version of each
+    driver that reports it; with an older one it is `older`, or nothing to test.
+    """
 
     what: str
     provoke: Provoke
-    kind: type[errors.DatabaseError] | Mapping[str, type[errors.DatabaseError]]
-    code: str | int | Mapping[str, str | int | None] | None
+    kind: Kind | Mapping[str, Kind]
+    code: Codes | Mapping[str, Codes]
     about: Mapping[str, object] = field(default_factory=dict)
-    only: tuple[str, ...] = ()
+    only: tuple[str, ...] = ("",)
+    since: Mapping[str, str] = field(default_factory=dict)
+    older: tuple[Kind, Mapping[str, Codes]] | None = None
 
-    def expected(self, engine_id: str) -> tuple[type[errors.DatabaseError], str | int | None]:
-        return _by_engine(self.kind, engine_id), _by_engine(self.code, engine_id)
+    def expected(self, bench: Bench) -> tuple[Kind, Codes] | None:
+        """The class and the code, or None if this engine and this driver cannot show it."""
+        if not any(part in bench.id for part in self.only):
+            return None
+        if _release(version(bench.driver)) >= _release(self.since.get(bench.driver, "0")):
+            return _by_engine(self.kind, bench.id), _by_engine(self.code, bench.id)
+        return self.older and (self.older[0], _by_engine(self.older[1], bench.id))
 
 
 def _by_engine(value: Any, engine_id: str) -> Any:
     if not isinstance(value, Mapping):
         return value
-    return next(entry for key, entry in value.items() if key in engine_id)
+    return next(entry for part, entry in value.items() if part in engine_id)
+
+
+def _release(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".") if part.isdecimal())
 
 
 def sql(*statements: str, **params: object) -> Provoke:

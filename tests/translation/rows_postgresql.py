@@ -12,6 +12,13 @@ USER = "INSERT INTO users (id, username, email) VALUES (1, :secret, 'a')"
 ASYNCPG, PSYCOPG = "asyncpg", "psycopg"
 
 
+#: What a server says before it cuts a connection is lost in older drivers.
+LAST_WORDS = {
+    "since": {ASYNCPG: "0.32", PSYCOPG: "3.2.4"},
+    "older": (errors.ConnectionLost, {ASYNCPG: "08003", PSYCOPG: None}),
+}
+
+
 def said(sqlstate: str):  # the server says what it is told to, where nothing else makes it say so
     return sql(f"DO $$ BEGIN RAISE 'made up' USING ERRCODE = '{sqlstate}'; END $$")
 
@@ -169,7 +176,7 @@ TRANSIENT = (
     Row("NOWAIT", locked("LOCK TABLE users NOWAIT"), errors.LockTimeout, "55P03"),
     Row("lock_timeout", locked("SET LOCAL lock_timeout = '1ms'", "SELECT * FROM users"), errors.LockTimeout, "55P03"),
     Row("a plan that is stale", stale_plan, errors.TransientError, "0A000"),
-    Row("ended by an administrator", sql("SELECT pg_terminate_backend(pg_backend_pid())"), errors.ServerShutdown, "57P01"),
+    Row("ended by an administrator", sql("SELECT pg_terminate_backend(pg_backend_pid())"), errors.ServerShutdown, "57P01", **LAST_WORDS),
     Row("crash of another session", said("57P02"), errors.ServerShutdown, "57P02"),
     Row("connection failure", said("08006"), errors.ConnectionLost, "08006"),
     Row("idle too long", said("57P05"), errors.ConnectionLost, "57P05"),
@@ -179,7 +186,7 @@ TIME = (
     Row("statement_timeout", sql("SET LOCAL statement_timeout = '1ms'", "SELECT pg_sleep(9)"), errors.StatementTimeout, "57014"),
     Row("cancelled", sql("SELECT pg_cancel_backend(pg_backend_pid())"), errors.StatementTimeout, "57014"),
     Row("transaction_timeout", sql("SET LOCAL transaction_timeout = '50ms'", "SELECT pg_sleep(9)"), errors.TransactionTimeout, "25P04",
-        only=("pg18",)),
+        only=("pg18",), **LAST_WORDS),
     Row("transaction_timeout of an old server", said("25P04"), errors.TransactionTimeout, "25P04"),
     Row("idle in a transaction", said("25P03"), errors.TransactionTimeout, "25P03"),
 )  # fmt: skip

@@ -127,7 +127,7 @@ ROWS = (
         errors.DatabaseUnavailable, 13),
     Row("read-only by request", query_only, errors.ReadOnlyViolation, 8),
     Row("read-only file", read_only_file, errors.ReadOnlyViolation, 8),
-    Row("no right", forbidden, errors.PermissionDenied, 23),
+    Row("no right", forbidden, errors.PermissionDenied, 23, since={"aiosqlite": "0.22"}),
     Row("syntax", sql("SELEC 1"), errors.InvalidStatement, 1),
     Row("no such table", sql("SELECT * FROM nosuch"), errors.InvalidStatement, 1),
     Row("cannot open", no_folder, errors.DatabaseUnavailable, 14),

@@ -47,6 +47,11 @@ async def test_a_value_that_asyncpg_cannot_encode_is_invalid_data(bench: Bench, 
     shows_no_values(error)
 
 
+async def test_a_log_says_why_a_text_was_refused(sqlite_bench: Bench) -> None:
+    error = await sqlite_bench.raised(sql(INSERT, id=1, name="s3cret\ud800"))
+    assert str(error).startswith("(builtins.UnicodeEncodeError) text that utf-8 cannot encode (surrogates not allowed)")
+
+
 async def test_an_integer_over_64_bits_is_a_data_error_for_whoever_knows_sqlalchemy(sqlite_bench: Bench) -> None:
     error = await sqlite_bench.raised(sql(INSERT, id=2**70, name="a"))
     assert isinstance(error, sa.exc.DataError)

@@ -33,12 +33,14 @@ async def test_an_extended_code_of_sqlite_is_a_class(bench: Bench, row: Row) -> 
 
 
 async def check(bench: Bench, row: Row) -> None:
-    if row.only and not any(part in bench.id for part in row.only):
-        pytest.skip(f"only on {', '.join(row.only)}")
+    expected = row.expected(bench)
+    if expected is None:
+        pytest.skip(f"{bench.id} has none of it, or an old driver")
+    kind, code = expected
     error = await bench.raised(row.provoke)
-    kind, code = row.expected(bench.id)
     assert transact_class(error) is kind
-    assert code == (error.sqlstate if isinstance(code, str) or error.errno is None else error.errno)
+    said = error.sqlstate if isinstance(code, str) or error.errno is None else error.errno
+    assert said in code if isinstance(code, frozenset) else said == code
     for name, value in row.about.items():
         assert getattr(error, name) == value, name
     shows_no_values(error)
