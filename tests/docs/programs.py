@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 from ast import PyCF_ALLOW_TOP_LEVEL_AWAIT
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -42,6 +43,7 @@ class Program:
         self.folder = folder
         self.printed = io.StringIO()
         self.error: BaseException | None = None
+        self.threads = set(threading.enumerate())
 
     async def run(self, blocks: list[Block]) -> None:
         sys.modules[self.module.__name__] = self.module  # pydantic and FastAPI look annotations up there
@@ -69,6 +71,13 @@ class Program:
         for value in list(vars(self.module).values()):
             if isinstance(value, Database):
                 await value.close()
+        for (
+            thread
+        ) in threading.enumerate():  # aiosqlite's, after a file that could not be opened, speak to the loop once more
+            if "_connection_worker_thread" in thread.name and thread not in self.threads:
+                await asyncio.to_thread(thread.join, 2)
+        for _ in range(10):  # a transport that was aborted closes its socket a few turns of the loop later
+            await asyncio.sleep(0)
 
     async def _take(self, block: Block) -> None:
         said = block.said
