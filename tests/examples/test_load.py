@@ -18,9 +18,9 @@ ORPHANS = (
 
 @pytest.mark.engines("sqlite", "pg18-asyncpg")
 async def test_under_load_every_201_is_stored_whole_and_every_400_not_at_all(
-    database_url: str, observer: Observer, capsys: pytest.CaptureFixture[str]
+    database_url: str, observer: Observer, capsys: pytest.CaptureFixture[str], long: bool
 ) -> None:
-    count = 600
+    count = 600 if long else 300
     with serve(database_url) as address:
         assert await load.run(address, count, clients=16) == []
     taken = count // load.DUPLICATE_EVERY
