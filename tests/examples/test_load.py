@@ -18,7 +18,10 @@ ORPHANS = (
 
 @pytest.mark.engines("sqlite", "pg18-asyncpg")
 async def test_under_load_every_201_is_stored_whole_and_every_400_not_at_all(
-    database_url: str, observer: Observer, capsys: pytest.CaptureFixture[str], long: bool
+    database_url: str,
+    observer: Observer,
+    capsys: pytest.CaptureFixture[str],
+    long: bool,  # noqa: FBT001  # a fixture
 ) -> None:
     count = 600 if long else 300
     with serve(database_url) as address:
