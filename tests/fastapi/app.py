@@ -383,15 +383,15 @@ async def done() -> list[str]:
 class CancelWhenTheClientLeaves:
     """What some servers and middlewares do: nobody reads the answer, so the request's task is cancelled."""
 
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
+    def __init__(self, app: Any) -> None:
+        self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or b"cancel=1" not in scope["query_string"]:
-            await self.inner(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         await receive()
-        task = asyncio.create_task(self.inner(scope, receive, send))
+        task = asyncio.create_task(self.app(scope, receive, send))
 
         async def watch() -> None:
             while (await receive())["type"] != "http.disconnect":
