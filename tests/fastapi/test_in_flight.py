@@ -24,7 +24,9 @@ def application(db: Database, *, warm: bool) -> FastAPI:
         if warm:
             await session.execute(text("SELECT 1"))
         CHILD["late"] = asyncio.create_task(
-            session.run_sync(lambda s: (s.execute(text("SELECT pg_sleep(0.3)")), s.execute(text("INSERT INTO t VALUES (1)"))))
+            session.run_sync(
+                lambda s: (s.execute(text("SELECT pg_sleep(0.3)")), s.execute(text("INSERT INTO t VALUES (1)")))
+            )
         )
         await asyncio.sleep(0)
         return "answered"
