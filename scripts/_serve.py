@@ -98,7 +98,7 @@ def _database(arguments: argparse.Namespace) -> Iterator[str]:
         BUILD.mkdir(exist_ok=True)
         # SQLite lets writers wait by polling, in no order, 5 seconds if nothing is said: with 32 clients that write all the
         # time, one in two hundred is unlucky. timeout= is the seconds to wait for the lock, here as long as for a connection.
-        yield f"sqlite+aiosqlite:///{BUILD / 'shop.db'}?timeout=30"
+        yield f"sqlite+aiosqlite:///{BUILD / 'shop.db'}"
 
 
 def _cluster() -> Path:

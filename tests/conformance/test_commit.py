@@ -1,6 +1,7 @@
 """COMMIT: one that fails, one that is slow, one that is cancelled."""
 
 import asyncio
+import threading
 
 import pytest
 from sqlalchemy import exc, text
@@ -208,6 +209,10 @@ async def test_a_cancellation_while_a_connection_is_made_leaves_nothing_behind(d
             await task
         assert db.engine.pool.checkedout() == 0
     assert stored() == set()
+    await db.close()
+    async with asyncio.timeout(5):  # aiosqlite's thread of a connection that nobody waits for ends by itself
+        while any("_connection_worker_thread" in thread.name for thread in threading.enumerate()):
+            await asyncio.sleep(0.005)
 
 
 @pytest.mark.engines("postgresql")

@@ -101,12 +101,19 @@ async def test_a_reader_does_not_wait_for_a_writer_nor_see_what_is_not_committed
 async def test_the_file_is_in_wal_mode_and_foreign_keys_are_kept(db: Database, observer: Observer) -> None:
     async with db.transaction() as session:
         assert await session.scalar(text("PRAGMA foreign_keys")) == 1
-        assert await session.scalar(text("PRAGMA busy_timeout")) >= 5000
     assert observer.rows("SELECT * FROM words") == []  # until it has looked, a connection believes in what it knew
     assert observer.scalar("PRAGMA journal_mode") == "wal"
     with pytest.raises(errors.ForeignKeyViolation):
         async with db.transaction() as session:
             session.add(Meaning(word_id=12345))
+
+
+@pytest.mark.parametrize(("suffix", "milliseconds"), [("", 7000), ("?timeout=2", 2000)])
+async def test_a_writer_waits_for_its_turn_as_long_as_for_a_connection_unless_the_url_says_otherwise(
+    database_url: str, suffix: str, milliseconds: int
+) -> None:
+    async with Database(database_url + suffix, pool_timeout=7) as db, db.transaction() as session:
+        assert await session.scalar(text("PRAGMA busy_timeout")) == milliseconds
 
 
 async def test_ddl_rolls_back_with_the_rest(db: Database, observer: Observer, stored: Stored) -> None:

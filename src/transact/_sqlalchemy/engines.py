@@ -48,7 +48,9 @@ class PoolTimedOut(PoolTimeout, exc.TimeoutError):
     """``PoolTimeout`` as SQLAlchemy's users know it."""
 
 
+# Tracebacks and logs show the name that the program can import and catch.
 PoolTimedOut.__name__ = PoolTimedOut.__qualname__ = "PoolTimeout"
+PoolTimedOut.__module__ = PoolTimeout.__module__
 
 
 def check_driver(url: URL) -> None:
@@ -80,6 +82,11 @@ def make_engine(
         if _in_memory(url):
             # Each connection to :memory: is a database of its own, so there must be exactly one.
             arguments.update(pool_size=1, max_overflow=0)
+    if url.get_backend_name() == "sqlite" and "timeout" not in url.query:
+        # To wait for SQLite's one write lock is to wait for a turn, as for a connection. Its own 5 s, served in no order,
+        # run out under a load that the pool still bears.
+        connect = {"timeout": pool["pool_timeout"], **arguments.get("connect_args", {})}
+        arguments["connect_args"] = connect
     try:
         engine = create_async_engine(url, **arguments)
     except (TypeError, exc.ArgumentError) as error:
@@ -131,6 +138,11 @@ def _pool_class(runtime: Runtime) -> type[AsyncAdaptedQueuePool]:
                 raise PoolTimedOut(
                     f"no connection became free within {self.timeout():g} s (pool_size {self.size()}); the transactions "
                     "that hold them are too long or too many"
+                ) from error
+            except TypeError as error:
+                # An argument of the URL or of connect_args that this driver does not have.
+                raise ConfigurationError(
+                    f"{runtime.engine.dialect.driver} cannot connect like this: {error}"
                 ) from error
             except Exception as error:
                 if isinstance(error, self._dialect_errors()):

@@ -71,7 +71,7 @@ KINDS: Mapping[type[errors.TransactError], Kind] = {
         500, "It is not known whether the request took effect. Look before you repeat it."
     ),
     errors.AfterCommitError: Kind(500, "The request took effect, but something that follows from it failed."),
-    errors.TransactError: Kind(500, "The request could not be completed; nothing was changed."),
+    errors.TransactError: Kind(500, "The request could not be completed."),
 }
 
 
