@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from types import MappingProxyType
 
-from transact.errors import NoTransaction, OptionsConflict, TransactionExists, UsageError
+from transact.errors import NoTransaction, OptionsConflict, TransactionExists
 from transact.options import Options, Propagation
 
 
@@ -35,14 +35,15 @@ TABLE = MappingProxyType(
     }
 )
 
-_CARRIED_OUT = frozenset({Action.BEGIN, Action.JOIN, Action.SAVEPOINT})
+_JOINING = frozenset({Action.JOIN, Action.SAVEPOINT})
+_WITHOUT = frozenset({Action.AUTOCOMMIT, Action.SUSPEND_AND_AUTOCOMMIT})
 
 
 def decide(asked: Options, open_: Options | None) -> Action:
     """Return what to do for ``asked`` when ``open_`` are the options of the open transaction (``None``: none is open).
 
     Raises ``NoTransaction``, ``TransactionExists`` or ``OptionsConflict`` before anything has happened, so that the open
-    transaction stays usable; and ``UsageError`` for a propagation that this version does not carry out.
+    transaction stays usable.
     """
     action = TABLE[asked.propagation][open_ is not None]
     name = asked.propagation.name
@@ -50,9 +51,11 @@ def decide(asked: Options, open_: Options | None) -> Action:
         raise NoTransaction(f"Propagation.{name} needs an open transaction, and none is open; call it inside one")
     if action is Action.REFUSE_OPEN:
         raise TransactionExists(f"Propagation.{name} must not run inside a transaction, and one is open")
-    if action not in _CARRIED_OUT:
-        raise UsageError(f"Propagation.{name} is not supported here by this version of transact")
-    if open_ is not None:
+    if action in _WITHOUT and (asked.isolation is not None or asked.read_only):
+        raise OptionsConflict(
+            f"Propagation.{name} runs without a transaction here, so it cannot have isolation= or read_only="
+        )
+    if open_ is not None and action in _JOINING:
         check_compatible(asked, open_)
     return action
 

@@ -11,6 +11,7 @@ from transact._core.states import State, first_cause, is_quiet
 from transact._sqlalchemy.transaction import unexpected_rollback
 from transact._sqlalchemy.unit import Unit
 from transact.errors import AfterCommitError, CommitOutcomeUnknown
+from transact.options import Options
 
 
 def wants_commit(unit: Unit, error: BaseException | None) -> bool:
@@ -76,9 +77,11 @@ def _commit(unit: Unit) -> None:
         _end_rolled_back(unit, failed)
         raise
     unit.close(State.COMMITTED)
-    if unit.connection is not None:
+    if unit.connection is not None and not unit.autocommit:
         unit.emit(events.Committed, seconds=unit.seconds)
     hooks = unit.root.hooks
+    if hooks.after_commit:
+        _hide_transactions(unit)
     failures = [_run_hook(unit, "after_commit", hook.call) for hook in hooks.after_commit]
     run_hooks(unit, "after_completion", hooks.after_completion, Outcome.COMMITTED)
     critical = [f for f, hook in zip(failures, hooks.after_commit, strict=True) if f is not None and hook.critical]
@@ -118,7 +121,7 @@ def _end_rolled_back(unit: Unit, error: BaseException | None) -> None:
         unit.root.move_to(State.ROLLED_BACK)
     else:
         unit.close(State.ROLLED_BACK)
-    if unit.connection is not None:
+    if unit.connection is not None and not unit.autocommit:
         unit.emit(events.RolledBack, seconds=unit.seconds, cause=error)
     hooks = unit.root.hooks
     run_hooks(unit, "after_rollback", hooks.after_rollback, error)
@@ -126,9 +129,21 @@ def _end_rolled_back(unit: Unit, error: BaseException | None) -> None:
 
 
 def run_hooks(unit: Unit, phase: str, hooks: list[Hook], argument: object) -> None:
-    """Call each hook with ``argument``; one that fails is told to the listeners, and the others still run."""
+    """Call each hook with ``argument``; one that fails is told to the listeners, and the others still run.
+
+    No transaction is open while they run, not even one that waits for this: what they store commits by itself.
+    """
+    if hooks:
+        _hide_transactions(unit)
     for hook in hooks:
         _run_hook(unit, phase, hook, argument)
+
+
+def _hide_transactions(unit: Unit) -> None:
+    """Let the running task, which is the hooks' own, see no open transaction."""
+    waiting = unit if unit.root.is_open else unit.suspended
+    hidden = Unit(unit.runtime, Options(), unit.label, autocommit=True, suspended=waiting) if waiting else None
+    unit.runtime.current.set(hidden.root if hidden else None)
 
 
 def _run_hook(unit: Unit, phase: str, hook: Hook, *arguments: object) -> Exception | None:

@@ -16,7 +16,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection, PoolRe
 from sqlalchemy.schema import MetaData
 
 from transact._core.events import WaitedForConnection
-from transact._sqlalchemy.runtime import READ_ONLY, Runtime
+from transact._sqlalchemy.runtime import AUTOCOMMIT, READ_ONLY, Runtime
 from transact.errors import ConfigurationError, PoolTimeout
 from transact.translation import translate
 
@@ -82,6 +82,8 @@ def make_engine(
         if _in_memory(url):
             # Each connection to :memory: is a database of its own, so there must be exactly one.
             arguments.update(pool_size=1, max_overflow=0)
+        if arguments["pool_size"] > 0 and arguments["max_overflow"] >= 0:
+            runtime.capacity = arguments["pool_size"] + arguments["max_overflow"]
     if url.get_backend_name() == "sqlite" and "timeout" not in url.query:
         # To wait for SQLite's one write lock is to wait for a turn, as for a connection. Its own 5 s, served in no order,
         # run out under a load that the pool still bears.
@@ -211,6 +213,8 @@ def _abandon_sqlite(connection: Any, *_: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
+    if connection.get_execution_options().get("isolation_level") == AUTOCOMMIT:
+        return
     read_only = bool(connection.get_execution_options().get(READ_ONLY))
     if connection.info.get(READ_ONLY, False) is not read_only:
         connection.exec_driver_sql(f"PRAGMA query_only = {'ON' if read_only else 'OFF'}")

@@ -39,12 +39,15 @@ class TransactionBlock:
         """Open the block. A transaction sends its BEGIN with the first statement, a savepoint at once."""
         runtime, options = self._runtime, self._options
         outer = runtime.innermost()
+        around = outer or runtime.enclosing()
         action = decide(options, outer._unit.root.options if outer is not None else None)
-        if action is Action.BEGIN:
-            scope = Unit(runtime, with_isolation(options, self._isolation), self._label).root
+        unit = around._unit if around is not None else None
+        if action in {Action.BEGIN, Action.SUSPEND_AND_BEGIN}:
+            scope = Unit(runtime, with_isolation(options, self._isolation), self._label, suspended=unit).root
+        elif action in {Action.AUTOCOMMIT, Action.SUSPEND_AND_AUTOCOMMIT}:
+            scope = Unit(runtime, options, self._label, suspended=unit, autocommit=True).root
         else:
-            assert outer is not None  # noqa: S101  # the table says so
-            unit = outer._unit
+            assert outer is not None and unit is not None  # noqa: S101, PT018  # the table says so
             if action is Action.SAVEPOINT:
                 scope = await greenlet_spawn(enter_savepoint, unit, outer, options, self._label)
             else:

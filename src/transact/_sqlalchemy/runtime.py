@@ -21,15 +21,21 @@ from transact.errors import ConfigurationError
 from transact.options import Isolation, Options
 
 READ_ONLY = "transact_read_only"
+AUTOCOMMIT = "AUTOCOMMIT"
 _log = logging.getLogger("transact")
 
 
 class Runtime:
-    """The shared part of one ``Database``. ``units`` is the table of who holds a connection now."""
+    """The shared part of one ``Database``.
+
+    ``units`` is the table of who holds a connection now; ``capacity`` the most connections that the pool can give, or
+    ``None`` if it has no such number.
+    """
 
     def __init__(self, name: str, session_class: type[AsyncSession]) -> None:
         self.name = name
         self.listeners: list[Listener] = []
+        self.capacity: int | None = None
         self.units: dict[Connection, Unit] = {}
         self.current: ContextVar[Transaction | None] = ContextVar(f"transact.{name}", default=None)
         self._session_class = session_class
@@ -50,6 +56,9 @@ class Runtime:
     def engine_for(self, options: Options) -> AsyncEngine:
         """The engine whose connections begin as ``options`` ask; all of them share one pool."""
         key = (options.isolation.value if options.isolation else None, bool(options.read_only))
+        return self._engine_for(key)
+
+    def _engine_for(self, key: tuple[str | None, bool]) -> AsyncEngine:
         found = self._engines.get(key)
         if found is None:
             found = self._engines[key] = self.engine.execution_options(**self._execution_options(*key))
@@ -62,19 +71,20 @@ class Runtime:
         # PostgreSQL's READ UNCOMMITTED is READ COMMITTED (manual, 13.2.1), and asyncpg's dialect does not know the word.
         if dialect == "postgresql" and isolation == Isolation.READ_UNCOMMITTED.value:
             isolation = Isolation.READ_COMMITTED.value
-        if isolation is not None and dialect != "sqlite":
+        if isolation is not None and (dialect != "sqlite" or isolation == AUTOCOMMIT):
             chosen["isolation_level"] = isolation
         if read_only:
             chosen["postgresql_readonly" if dialect == "postgresql" else READ_ONLY] = True
         return chosen
 
-    def factory_for(self, options: Options) -> async_sessionmaker[Any]:
+    def factory_for(self, options: Options, *, autocommit: bool = False) -> async_sessionmaker[Any]:
         """The session factory for ``options``."""
-        key = (options.isolation.value if options.isolation else None, bool(options.read_only))
+        isolation = AUTOCOMMIT if autocommit else options.isolation.value if options.isolation else None
+        key = (isolation, bool(options.read_only))
         found = self._factories.get(key)
         if found is None:
             found = self._factories[key] = async_sessionmaker(
-                self.engine_for(options),
+                self._engine_for(key),
                 class_=self._session_class,
                 sync_session_class=self._sync_class,
                 expire_on_commit=False,
@@ -83,17 +93,28 @@ class Runtime:
 
     def make_session(self, unit: Unit) -> AsyncSession:
         """A new session that belongs to ``unit``. A managed one is closed for good when its transaction ends."""
-        factory = self.factory_for(unit.root.options)
-        session: AsyncSession = factory(close_resets_only=False) if unit.managed else factory()
+        factory = self.factory_for(unit.root.options, autocommit=unit.autocommit)
+        manual = not unit.managed and not unit.autocommit
+        session: AsyncSession = factory() if manual else factory(close_resets_only=False)
         session.sync_session._transact_unit = unit  # type: ignore[attr-defined]  # the guard's own attribute
         return session
 
     def innermost(self) -> Transaction | None:
-        """The innermost block that is open for the running task, if any. A task inherits those of its creator."""
+        """The innermost block whose transaction is open for the running task. A task inherits those of its creator."""
+        found = self.enclosing()
+        return None if found is None or found._unit.autocommit else found
+
+    def enclosing(self) -> Transaction | None:
+        """The innermost block that is open, also one that runs without a transaction."""
         found = self.current.get()
         while found is not None and not found.is_open:
-            found = found._parent  # a friend
+            found = found._parent
         return found
+
+    @property
+    def single_writer(self) -> bool:
+        """Whether the engine lets only one transaction write at a time."""
+        return self.engine.dialect.name == "sqlite"
 
     def emit(self, event: Event) -> None:
         """Tell every listener; one that fails is logged and hurts nobody."""

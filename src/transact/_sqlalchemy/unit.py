@@ -17,7 +17,7 @@ from transact._core import events
 from transact._core.rules import rolls_back
 from transact._core.states import ENDED, Mark, Marker, State
 from transact._sqlalchemy.transaction import Transaction, raise_location, unexpected_rollback
-from transact.errors import ConcurrentUse, TransactionEnded, UsageError
+from transact.errors import ConcurrentUse, PoolSelfDeadlock, TransactionEnded, UsageError
 from transact.options import Options
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ class Unit:
 
     ``busy`` is the use that is under way (who, which operation, its first argument); ``marked`` tells the guard, in one
     look, that some scope is rollback-only; ``managed`` is false for a manual session, whose user ends it.
+    ``autocommit`` is a unit without a transaction: each of its statements is one. ``suspended`` is the unit that waits
+    while this one runs.
     """
 
     __slots__ = (
@@ -41,6 +43,7 @@ class Unit:
         "_handle",
         "_label",
         "_users_savepoints",
+        "autocommit",
         "busy",
         "closing",
         "connection",
@@ -50,6 +53,7 @@ class Unit:
         "runtime",
         "savepoints",
         "session",
+        "suspended",
         "wrote",
     )
 
@@ -60,11 +64,15 @@ class Unit:
         label: str | Callable[[], str],
         *,
         managed: bool = True,
+        autocommit: bool = False,
+        suspended: Unit | None = None,
         state: State = State.ACTIVE,
     ) -> None:
         self.runtime = runtime
         self._label = label
-        self.managed = managed
+        self.managed = managed and not autocommit
+        self.autocommit = autocommit
+        self.suspended = suspended
         self.session: Session | None = None
         self._handle: AsyncSession | None = None
         self.connection: Connection | None = None
@@ -114,6 +122,8 @@ class Unit:
             raise self.concurrent_use(operation, argument)
         if self.marked:
             self.check_marks()
+        if self.suspended is not None and self.connection is None:
+            self._check_pool()
         self.busy = (me, operation, argument)
         if not self.managed:
             self._watch(operation, argument)
@@ -135,6 +145,32 @@ class Unit:
     def is_mine_to_end(self) -> bool:
         """Whether it is this library that ends the transaction now, in this task."""
         return self.closing and self.busy is not None and self.busy[0] is self.runtime.whoami()
+
+    def _check_pool(self) -> None:
+        # Who waits for a connection that only its own end can free waits for ever.
+        holding, unit = 0, self.suspended
+        writer: Unit | None = None
+        while unit is not None:
+            if unit.connection is not None:
+                holding += 1
+                writer = unit if not unit.root.options.read_only and not unit.autocommit else writer
+            unit = unit.suspended
+        capacity = self.runtime.capacity
+        if capacity is not None and holding >= capacity:
+            raise PoolSelfDeadlock(
+                f"{self.label!r} needs a connection of its own, and the transactions that wait for it hold all {capacity} "
+                "of the pool: it would wait for itself. Make the pool larger, or end the outer transaction before"
+            )
+        if (
+            writer is not None
+            and self.runtime.single_writer
+            and not self.autocommit
+            and not self.root.options.read_only
+        ):
+            raise PoolSelfDeadlock(
+                f"{self.label!r} would wait for {writer.label!r}, which waits for it: SQLite has one writer at a time. "
+                "End the outer transaction before, or use Propagation.NESTED"
+            )
 
     def check_not_ended(self, operation: str) -> None:
         """Raise ``TransactionEnded`` where ``operation`` would be lost without a word."""
@@ -196,7 +232,8 @@ class Unit:
         self.connection = connection
         self._began_at = time.perf_counter()
         self.runtime.units[connection] = self
-        self.emit(events.Began)
+        if not self.autocommit:
+            self.emit(events.Began)
 
     def gave_back(self) -> None:
         """The session's transaction ended and gave its connection back; a manual session may take another."""
