@@ -95,7 +95,9 @@ async def row(db: Database, observer: Observer, stored: Stored, run: Callable[[C
         except (errors.TransactError, Inner, Outer, Harmless) as error:
             raised = type(error)
         found[name] = (stored(), raised)
-        if db.engine.dialect.name == "mysql":  # where a deleted row may keep the gap beside it locked until it is purged
+        if (
+            db.engine.dialect.name == "mysql"
+        ):  # where a deleted row may keep the gap beside it locked until it is purged
             observer.execute("SET FOREIGN_KEY_CHECKS = 0")
             observer.execute("TRUNCATE TABLE words")
         observer.execute("DELETE FROM words")
@@ -241,7 +243,9 @@ async def test_supports_joins_the_transaction_that_is_open(db: Database, observe
     async def outer(cell: Cell) -> None:
         async with db.transaction() as session:
             await store(session, "O1")
-            await call_alone(db, Cell(cell.inner_raises, cell.outer_catches, None, cell.inner_marks), Propagation.SUPPORTS)
+            await call_alone(
+                db, Cell(cell.inner_raises, cell.outer_catches, None, cell.inner_marks), Propagation.SUPPORTS
+            )
             if not db.current.rollback_only:
                 await store(session, "O2")
             if cell.outer_raises:

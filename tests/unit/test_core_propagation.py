@@ -3,7 +3,7 @@
 import pytest
 
 from transact._core.propagation import TABLE, Action, check_compatible, decide
-from transact.errors import NoTransaction, OptionsConflict, TransactionExists, UsageError
+from transact.errors import NoTransaction, OptionsConflict, TransactionExists
 from transact.options import Isolation, Options, Propagation
 
 OPEN = Options()
@@ -39,19 +39,32 @@ REFUSALS = {A.REFUSE_NONE_OPEN: NoTransaction, A.REFUSE_OPEN: TransactionExists}
 
 @pytest.mark.parametrize("open_", [None, OPEN], ids=["none open", "one open"])
 @pytest.mark.parametrize("propagation", list(Propagation))
-def test_a_decision_is_the_tables_or_says_why_it_cannot_be_carried_out(
-    propagation: Propagation, open_: Options | None
-) -> None:
+def test_a_decision_is_the_tables(propagation: Propagation, open_: Options | None) -> None:
     action = TABLE[propagation][open_ is not None]
     asked = Options(propagation=propagation)
-    if action in {A.BEGIN, A.JOIN, A.SAVEPOINT}:
-        assert decide(asked, open_) is action
-    elif action in REFUSALS:
+    if action in REFUSALS:
         with pytest.raises(REFUSALS[action], match=propagation.name):
             decide(asked, open_)
     else:
-        with pytest.raises(UsageError, match=f"{propagation.name} is not supported"):
+        assert decide(asked, open_) is action
+
+
+@pytest.mark.parametrize("open_", [None, OPEN], ids=["none open", "one open"])
+@pytest.mark.parametrize("propagation", [Propagation.SUPPORTS, Propagation.NOT_SUPPORTED, Propagation.NEVER])
+@pytest.mark.parametrize("options", [{"isolation": Isolation.SERIALIZABLE}, {"read_only": True}], ids=str)
+def test_what_runs_without_a_transaction_cannot_have_the_options_of_one(
+    propagation: Propagation, open_: Options | None, options: dict
+) -> None:
+    asked = Options(propagation=propagation, **options)
+    if TABLE[propagation][open_ is not None] in {A.AUTOCOMMIT, A.SUSPEND_AND_AUTOCOMMIT}:
+        with pytest.raises(OptionsConflict, match=propagation.name):
             decide(asked, open_)
+
+
+@pytest.mark.parametrize("propagation", [Propagation.REQUIRES_NEW, Propagation.NOT_SUPPORTED])
+def test_what_suspends_a_transaction_may_differ_from_it(propagation: Propagation) -> None:
+    open_ = Options(isolation=Isolation.SERIALIZABLE, read_only=True)
+    assert decide(Options(propagation=propagation, read_only=False), open_) is TABLE[propagation][1]
 
 
 @pytest.mark.parametrize("asked", [None, *Isolation])
