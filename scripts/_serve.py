@@ -10,6 +10,7 @@ import shlex
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,8 +97,6 @@ def _database(arguments: argparse.Namespace) -> Iterator[str]:
         yield arguments.database
     else:
         BUILD.mkdir(exist_ok=True)
-        # SQLite lets writers wait by polling, in no order, 5 seconds if nothing is said: with 32 clients that write all the
-        # time, one in two hundred is unlucky. timeout= is the seconds to wait for the lock, here as long as for a connection.
         yield f"sqlite+aiosqlite:///{BUILD / 'shop.db'}"
 
 
@@ -124,6 +123,7 @@ async def _prepare(address: str) -> list[str]:
     except TimeoutError:
         raise DemoError(f"{_told(db.engine.url)} does not answer") from None
     except Exception as error:  # a driver raises whatever it likes for what a URL says
+        await asyncio.to_thread(_let_aiosqlite_end)
         raise DemoError(f"{_told(db.engine.url)} cannot be used: {_one_line(error)}") from error
     person = {"username": name, "email": f"{name}@example.com", "profile": {"full_name": "Ada Lovelace", "bio": "Hi!"}}
     return [
@@ -131,6 +131,14 @@ async def _prepare(address: str) -> list[str]:
         f"curl {shlex.quote(f'{address}/users/?q=ada&limit=10')}",
         _post(f"{address}/orders/?user_id={customer}", {"lines": [{"product_id": product, "quantity": 2}]}),
     ]
+
+
+def _let_aiosqlite_end() -> None:
+    # The thread of a connection that could not be opened reports to the event loop once more. If that is closed by then,
+    # the report becomes a traceback.
+    for thread in threading.enumerate():
+        if "_connection_worker_thread" in thread.name:
+            thread.join(CONNECT_SECONDS)
 
 
 async def _fill(session: AsyncSession) -> tuple[int, int, str]:

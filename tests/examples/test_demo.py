@@ -166,6 +166,7 @@ def refused(arguments: Sequence[str]) -> str:
     assert done.returncode == 1
     assert done.stdout == ""
     assert "s3cret" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
     [line] = done.stderr.splitlines()
     return line
 
