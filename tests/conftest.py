@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[ENGINES] = Engines()
     # SIGTERM ends the run like Ctrl-C, so that databases are dropped and the embedded server stops.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # one of several processes; the first one tells for all
+        session.config.workeroutput["engines"] = session.config.stash[ENGINES].seen()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[ENGINES].add(getattr(node, "workeroutput", {}).get("engines", {}))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

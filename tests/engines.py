@@ -228,6 +228,21 @@ class Engines:
         self.drivers.setdefault(engine.server, set()).add(engine.driver.partition("+")[2])
         return url.set(drivername=engine.driver).render_as_string(hide_password=False)
 
+    def seen(self) -> dict[str, dict[str, Any]]:
+        """What this process has found, in a form that travels to another one."""
+        return {
+            "versions": self.versions,
+            "missing": self.missing,
+            "drivers": {server: sorted(drivers) for server, drivers in self.drivers.items()},
+        }
+
+    def add(self, seen: dict[str, dict[str, Any]]) -> None:
+        """Count what another process has found as well."""
+        self.versions |= seen.get("versions", {})
+        self.missing |= seen.get("missing", {})
+        for server, drivers in seen.get("drivers", {}).items():
+            self.drivers.setdefault(server, set()).update(drivers)
+
     def summary(self) -> str:
         """Return the line that says which engines the tests really ran on."""
         ran = [

@@ -6,7 +6,7 @@ import pytest
 
 from tests.docs.pages import ROOT, table
 from transact._core.propagation import decide
-from transact.errors import NoTransaction, TransactionExists, UsageError
+from transact.errors import NoTransaction, TransactionExists
 from transact.options import Options, Propagation, TransactionOptions
 
 PAGE = ROOT / "docs" / "transactions.md"
@@ -16,7 +16,9 @@ CELLS = {
     "sets a savepoint": "SAVEPOINT",
     "raises `NoTransaction`": NoTransaction,
     "raises `TransactionExists`": TransactionExists,
-    "refused by this version": UsageError,
+    "suspends it and begins one": "SUSPEND_AND_BEGIN",
+    "autocommit": "AUTOCOMMIT",
+    "suspends it, autocommit": "SUSPEND_AND_AUTOCOMMIT",
 }
 PROPAGATION = table(PAGE, "Propagation")
 
