@@ -1,6 +1,7 @@
 """The shop, installed on the test's database."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -19,3 +20,10 @@ async def shop(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
         await import_shop(database_url, "migrate").upgrade(db)
         yield http
         assert db.engine.pool.checkedout() == 0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the example's tests out of the measuring of coverage: see `serving.environment`."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker("no_cover")
