@@ -1,7 +1,11 @@
 """What can only go wrong is said when the application starts, or at its first request: by route, with what to write."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
@@ -11,7 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.fastapi.conftest import TestClient
-from transact import Propagation, errors
+from transact import Isolation, Propagation, errors
 from transact.fastapi import Database, Problem
 
 has_generator_endpoints = pytest.mark.skipif(
@@ -207,11 +211,11 @@ async def test_options_that_contradict_each_other_are_refused(db: Database) -> N
     app = FastAPI()
     db.install(app)
 
-    async def reader(session: Annotated[AsyncSession, db.session(read_only=True)]) -> None:
+    async def user(session: Annotated[AsyncSession, db.session()]) -> None:
         pass
 
-    @app.post("/do", dependencies=[Depends(reader)])
-    async def do(session: Annotated[AsyncSession, db.session(read_only=False)]) -> None:
+    @app.post("/do", dependencies=[Depends(user)])
+    async def do(session: Annotated[AsyncSession, db.session(isolation=Isolation.SERIALIZABLE)]) -> None:
         pass
 
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
@@ -224,3 +228,23 @@ async def test_options_that_contradict_each_other_are_refused(db: Database) -> N
 def test_exceptions_do_not_decide_about_a_request(db: Database, name: str, ask: str) -> None:
     with pytest.raises(errors.UsageError, match="veto"):
         getattr(db, ask)(**{name: (Exception,)})
+
+
+def test_a_server_does_not_serve_an_application_whose_routes_can_only_fail(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(
+        "from fastapi import FastAPI\n"
+        "from transact.fastapi import Database\n"
+        "db = Database('sqlite+aiosqlite://')\n"
+        "app = FastAPI(lifespan=db.lifespan)\n"
+        "db.install(app)\n"
+        "@app.websocket('/chat')\n"
+        "async def chat(websocket, session=db.session()): ...\n"
+    )
+    server = [sys.executable, "-m", "uvicorn", "broken:app", "--port", "0"]
+    path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(tmp_path))))
+    done = subprocess.run(
+        server, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode != 0
+    assert "/chat: a websocket" in done.stderr
+    assert "Uvicorn running" not in done.stderr

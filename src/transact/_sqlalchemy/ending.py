@@ -63,6 +63,21 @@ def finish(unit: Unit, error: BaseException | None) -> None:
         _commit(unit)
 
 
+def release(unit: Unit) -> None:
+    """End the transaction of a unit that only reads, but not the unit: its next statement begins another one."""
+    session = unit.session
+    if session is None or not session.in_transaction() or unit.busy is not None or unit.marked:
+        return
+    unit.closing = True
+    unit.busy = (unit.runtime.whoami(), "release", None)
+    try:
+        session.commit()
+        unit.connection = None
+    finally:
+        unit.closing = False
+        unit.busy = None
+
+
 def _commit(unit: Unit) -> None:
     unit.root.move_to(State.ENDING)
     unit.closing = True

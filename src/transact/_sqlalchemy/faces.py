@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.util import greenlet_spawn
 
 from transact._core.propagation import Action, decide
-from transact._sqlalchemy.ending import finish, has_work, needs_preparation, prepare, roll_back, wants_commit
+from transact._sqlalchemy.ending import finish, has_work, needs_preparation, prepare, release, roll_back, wants_commit
 from transact._sqlalchemy.runtime import Runtime
 from transact._sqlalchemy.savepoints import enter_savepoint, leave_savepoint
 from transact._sqlalchemy.transaction import Transaction
@@ -101,6 +101,11 @@ async def end(unit: Unit, error: BaseException | None) -> None:
         await shielded(greenlet_spawn(finish, unit, error))
     else:
         finish(unit, error)
+
+
+async def pause(unit: Unit) -> None:
+    """Give back the connection of a unit that only reads; its next statement takes one anew."""
+    await shielded(greenlet_spawn(release, unit))
 
 
 async def shielded(work: Coroutine[Any, Any, T]) -> T:

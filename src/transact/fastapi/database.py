@@ -81,7 +81,7 @@ class Database(transact.Database):
         checked = self._request_options(options)
 
         async def session(connection: HTTPConnection) -> AsyncSession:
-            return self._units(connection).session(checked)
+            return await self._units(connection).session(checked)
 
         return self._depends(session)
 
@@ -93,7 +93,7 @@ class Database(transact.Database):
         checked = self._request_options(options)
 
         async def connection(connection: HTTPConnection) -> AsyncConnection:
-            return self._units(connection).connection(checked)
+            return await self._units(connection).connection(checked)
 
         return self._depends(connection)
 

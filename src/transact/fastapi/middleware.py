@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from transact.errors import UnexpectedRollback
+from transact.errors import ConfigurationError, UnexpectedRollback
 from transact.fastapi.requests import SCOPE_KEY, RequestUnits
 
 if TYPE_CHECKING:
@@ -43,9 +43,10 @@ class TransactMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run one request. Raises what the application raises, or the error of a COMMIT that no handler takes."""
         database = self.database
+        if scope["type"] == "lifespan":
+            await self._start(scope, receive, send)
+            return
         if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                database._check_routes(scope["app"])  # a friend
             await self.app(scope, receive, send)
             return
         installed: dict[Database, RequestUnits] = scope.setdefault(SCOPE_KEY, {})
@@ -63,6 +64,16 @@ class TransactMiddleware:
         finally:
             runtime.current.set(outer)
             del installed[database]
+
+    async def _start(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            self.database._check_routes(scope["app"])
+        except ConfigurationError as error:
+            # An exception alone is taken for an application without lifespan, and uvicorn would serve it.
+            await receive()
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            raise
+        await self.app(scope, receive, send)
 
 
 class _Request:

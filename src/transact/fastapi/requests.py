@@ -11,11 +11,11 @@ from transact._core.events import ChangesDiscarded
 from transact._core.propagation import check_compatible
 from transact._core.states import State
 from transact._sqlalchemy.connection import GuardedConnection
-from transact._sqlalchemy.faces import end
+from transact._sqlalchemy.faces import end, pause
 from transact._sqlalchemy.runtime import Runtime
 from transact._sqlalchemy.unit import Unit
 from transact.errors import TransactionEnded, UsageError
-from transact.options import Options
+from transact.options import Isolation, Options
 
 if TYPE_CHECKING:
     from starlette.requests import HTTPConnection
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from transact.fastapi.database import Database
 
 SCOPE_KEY = "transact.requests"
+# At the higher levels a transaction is one snapshot, and to end it would be to read another one.
+_READS_MAY_PAUSE = frozenset({None, Isolation.READ_UNCOMMITTED, Isolation.READ_COMMITTED})
 
 
 def request_label(scope: Mapping[str, Any]) -> str:
@@ -35,18 +37,20 @@ def request_label(scope: Mapping[str, Any]) -> str:
 
 
 class RequestUnits:
-    """What one request holds of one database: an automatic unit of work and, if asked for, a manual one.
+    """What one request holds of one database: an automatic unit of work and, if asked for, a reading and a manual one.
 
-    Nothing is opened before it is asked for. ``ended`` is set when the response begins.
+    The reading one is that of ``read_only=True``, asked for before anything that may write; after that, it is the automatic
+    one. Nothing is opened before it is asked for. ``ended`` is set when the response begins.
     """
 
-    __slots__ = ("_connection", "_manual", "_runtime", "_scope", "automatic", "ended")
+    __slots__ = ("_connections", "_manual", "_reading", "_runtime", "_scope", "automatic", "ended")
 
     def __init__(self, runtime: Runtime, scope: Mapping[str, Any]) -> None:
         self._runtime = runtime
         self._scope = scope
         self._manual: Unit | None = None
-        self._connection: GuardedConnection | None = None
+        self._reading: Unit | None = None
+        self._connections: dict[Unit, GuardedConnection] = {}
         self.automatic = Unit(runtime, Options(), self.label, state=State.READY)
         self.ended = False
 
@@ -54,25 +58,42 @@ class RequestUnits:
         """What logs and events call this request."""
         return request_label(self._scope)
 
-    def session(self, options: Options) -> AsyncSession:
+    async def session(self, options: Options) -> AsyncSession:
         """The session of the automatic unit of work. Raises ``OptionsConflict`` if it was asked for otherwise before."""
+        return (await self._unit(options)).handle
+
+    async def connection(self, options: Options) -> GuardedConnection:
+        """The same transaction's connection."""
+        unit = await self._unit(options)
+        found = self._connections.get(unit)
+        if found is None:
+            found = self._connections[unit] = GuardedConnection(unit)
+        return found
+
+    async def _unit(self, options: Options) -> Unit:
         self._check_not_ended()
         root = self.automatic.root
-        if root.state is State.READY:
-            root.options = options
-            if options.label is not None:
-                root.rename(options.label)
-            root.move_to(State.ACTIVE)
-        else:
+        if root.state is not State.READY:
             check_compatible(options, root.options)
-        return self.automatic.handle
+            return self.automatic
+        if options.read_only:
+            return self._reading_unit(options)
+        root.options = options
+        if options.label is not None:
+            root.rename(options.label)
+        root.move_to(State.ACTIVE)
+        if self._reading is not None and self._reading.root.options.isolation in _READS_MAY_PAUSE:
+            # Requests that hold one connection and wait for another could wait for each other.
+            await pause(self._reading)
+        return self.automatic
 
-    def connection(self, options: Options) -> GuardedConnection:
-        """The same transaction's connection."""
-        self.session(options)
-        if self._connection is None:
-            self._connection = GuardedConnection(self.automatic)
-        return self._connection
+    def _reading_unit(self, options: Options) -> Unit:
+        # Apart from the writing one, or a dependency that only reads would make its route's writes fail.
+        if self._reading is None:
+            self._reading = Unit(self._runtime, options, options.label or self.label)
+        else:
+            check_compatible(options, self._reading.root.options)
+        return self._reading
 
     def manual_session(self, options: Options) -> AsyncSession:
         """A session that the route itself begins, commits and rolls back."""
@@ -85,24 +106,25 @@ class RequestUnits:
         """End everything: ``error`` or no ``success`` roll back. Raises what makes the response untrue."""
         self.ended = True
         cause = error or (None if success else _ROLLED_BACK)
-        try:
-            await self._end_manual(cause, success=success)
-        except BaseException as cancelled:
-            await self._end_automatic(cancelled)
-            raise
-        await self._end_automatic(cause)
+        failed: BaseException | None = None
+        for unit in (self._manual, self._reading, self.automatic):
+            if unit is not None:
+                try:
+                    await self._end(unit, failed or cause)
+                except BaseException as first:  # noqa: BLE001  # what comes after must give its connection back all the same
+                    failed = failed or first
+        if failed is not None:
+            raise failed
 
-    async def _end_manual(self, cause: BaseException | None, *, success: bool) -> None:
-        if self._manual is not None:
-            if success and self._manual.has_changes:
-                self._manual.emit(ChangesDiscarded)
-            await end(self._manual, cause or _ROLLED_BACK)
-
-    async def _end_automatic(self, cause: BaseException | None) -> None:
-        if self.automatic.root.state is State.READY:
-            self.automatic.root.move_to(State.ROLLED_BACK)
+    async def _end(self, unit: Unit, cause: BaseException | None) -> None:
+        if unit.root.state is State.READY:
+            unit.root.move_to(State.ROLLED_BACK)
+        elif unit is not self._manual:
+            await end(unit, cause)
         else:
-            await end(self.automatic, cause)
+            if cause is None and unit.has_changes:
+                unit.emit(ChangesDiscarded)
+            await end(unit, cause or _ROLLED_BACK)
 
     def hint(self, error: BaseException) -> str | None:
         """What to add to the log line of a response that could not be built from an object not yet flushed."""

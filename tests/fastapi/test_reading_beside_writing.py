@@ -1,0 +1,104 @@
+"""A request that asks for a read-only session and for one that writes."""
+
+from typing import Annotated
+
+import httpx
+import pytest
+from fastapi import Depends, HTTPException
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from tests.fastapi.app import Person
+from tests.fastapi.conftest import Local
+from transact import Isolation
+from transact.fastapi import Database
+
+COUNT = select(func.count()).select_from(Person)
+
+
+async def test_a_dependency_that_only_reads_does_not_make_its_routes_writes_fail(local: Local) -> None:
+    local.db.install(local.app)
+
+    async def user(session: Annotated[AsyncSession, local.db.session(read_only=True)]) -> int:
+        return await session.scalar(COUNT)
+
+    @local.app.post("/people")
+    async def create(
+        before: Annotated[int, Depends(user)], session: Annotated[AsyncSession, local.db.session()]
+    ) -> int:
+        session.add(Person(name=f"person {before}"))
+        return before
+
+    assert (await local.post("/people")).json() == 0
+    assert (await local.post("/people")).json() == 1
+    assert local.names() == ["person 0", "person 1"]
+
+
+async def test_what_only_reads_is_the_writing_session_if_that_was_asked_for_before(local: Local) -> None:
+    local.db.install(local.app)
+
+    @local.app.post("/people")
+    async def create(
+        session: Annotated[AsyncSession, local.db.session()],
+        reading: Annotated[AsyncSession, local.db.session(read_only=True)],
+        connection: Annotated[AsyncConnection, local.db.connection(read_only=True)],
+    ) -> int:
+        assert reading is session
+        session.add(Person(name="ann"))
+        await session.flush()
+        return await connection.scalar(COUNT)
+
+    assert (await local.post("/people")).json() == 1
+    assert local.names() == ["ann"]
+
+
+async def test_a_request_holds_one_connection_when_it_has_read_and_then_writes(local: Local) -> None:
+    db = Database(local.url, pool_size=1, max_overflow=0, pool_timeout=0)
+    db.install(local.app)
+
+    async def user(session: Annotated[AsyncSession, db.session(read_only=True)]) -> int:
+        return await session.scalar(COUNT)
+
+    @local.app.post("/people")
+    async def create(user: Annotated[int, Depends(user)], session: Annotated[AsyncSession, db.session()]) -> None:
+        session.add(Person(name="ann"))
+        await session.flush()
+
+    async with db:
+        assert (await local.post("/people")).status_code == 200
+        assert db.engine.pool.checkedout() == 0
+    assert local.names() == ["ann"]
+
+
+@pytest.mark.engines("postgresql")
+async def test_a_snapshot_that_was_asked_for_stays_while_the_request_writes(local: Local) -> None:
+    local.db.install(local.app)
+    snapshot = local.db.session(read_only=True, isolation=Isolation.REPEATABLE_READ)
+
+    @local.app.post("/people")
+    async def create(
+        reading: Annotated[AsyncSession, snapshot], writing: Annotated[AsyncSession, local.db.session()]
+    ) -> list[int]:
+        before = await reading.scalar(COUNT)
+        local.observer.execute("INSERT INTO person (name) VALUES ('bob')")
+        return [before, await reading.scalar(COUNT), await writing.scalar(COUNT)]
+
+    assert (await local.post("/people")).json() == [0, 0, 1]
+
+
+async def test_a_failing_request_gives_both_connections_back_and_stores_nothing(local: Local) -> None:
+    local.db.install(local.app)
+
+    @local.app.post("/people")
+    async def create(
+        reading: Annotated[AsyncSession, local.db.session(read_only=True)],
+        writing: Annotated[AsyncSession, local.db.session()],
+    ) -> None:
+        writing.add(Person(name="ann"))
+        await writing.flush()
+        await reading.scalar(COUNT)
+        raise HTTPException(418)
+
+    answer: httpx.Response = await local.post("/people")
+    assert answer.status_code == 418
+    assert local.names() == []
