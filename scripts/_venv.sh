@@ -40,7 +40,7 @@ _find_python() {
         elif ! _has_venv "$_python"; then
             _without_venv=${_without_venv:-$_python}
         else
-            return
+            return 0 # without a number it is the status of the test above, which is what `set -e` ends on
         fi
     done
     [ -z "$_without_venv" ] ||
