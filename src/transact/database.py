@@ -135,7 +135,7 @@ class Database:
     async def ping(self) -> None:
         """Send one statement. Raises what stands in the way, such as ``DatabaseUnavailable`` or ``PermissionDenied``."""
         self._check_open()
-        async with self.engine.connect() as connection:
+        async with self.read_engine.connect() as connection:  # which does not wait for SQLite's writers
             await connection.execute(select(1))
 
     @property

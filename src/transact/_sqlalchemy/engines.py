@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import importlib.util
 import time
 from collections.abc import Mapping
@@ -12,11 +10,12 @@ from typing import Any, NamedTuple
 from sqlalchemy import event, exc
 from sqlalchemy.engine import URL, Connection, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection, PoolResetState
+from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection
 from sqlalchemy.schema import MetaData
 
 from transact._core.events import WaitedForConnection
-from transact._sqlalchemy.runtime import AUTOCOMMIT, READ_ONLY, Runtime
+from transact._sqlalchemy.runtime import READ_ONLY, Runtime
+from transact._sqlalchemy.sqlite import prepare_sqlite
 from transact.errors import ConfigurationError, PoolTimeout
 from transact.translation import translate
 
@@ -96,7 +95,8 @@ def make_engine(
     runtime.engine = engine
     _translate_errors(engine, runtime, metadata)
     if engine.dialect.name == "sqlite":
-        _prepare_sqlite(engine, memory=_in_memory(url))
+        patience = float(str(url.query.get("timeout") or arguments["connect_args"]["timeout"]))
+        prepare_sqlite(engine, memory=_in_memory(url), patience=patience)
     elif engine.dialect.name in {"mysql", "mariadb"}:
         event.listen(engine.sync_engine, "begin", _begin_mysql)
     return engine
@@ -169,59 +169,6 @@ def _report_wait(runtime: Runtime, started: float, *, served: bool) -> None:
     if runtime.listeners:
         seconds = time.perf_counter() - started if started else 0.0
         runtime.emit(WaitedForConnection(runtime.name, "pool", seconds, served))
-
-
-# SQLite. Python's sqlite3 opens transactions by itself, late and not before a SAVEPOINT, so that a savepoint released
-# outside one survives a ROLLBACK (https://docs.sqlalchemy.org/en/20/dialects/sqlite.html, "Serializable isolation /
-# Savepoints / Transactional DDL"). Its own transaction control is switched off and BEGIN is sent for real.
-
-
-def _prepare_sqlite(engine: AsyncEngine, *, memory: bool) -> None:
-    @event.listens_for(engine.sync_engine, "connect")
-    def connected(connection: Any, _record: object) -> None:
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA foreign_keys = ON")
-        if not memory:
-            cursor.execute("PRAGMA journal_mode = WAL")
-        cursor.close()
-
-    event.listen(engine.sync_engine, "begin", _begin_sqlite)
-    event.listen(engine.sync_engine, "reset", _leave_failed_commit_sqlite)
-    event.listen(engine.sync_engine, "invalidate", _abandon_sqlite)
-
-
-def _leave_failed_commit_sqlite(connection: Any, _record: object, state: PoolResetState) -> None:
-    # A COMMIT that fails on a deferred foreign key leaves SQLite's transaction open, write lock and all, where SQLAlchemy
-    # takes it for ended and sends nothing more (https://www.sqlite.org/foreignkeys.html, section 4.2).
-    if state.transaction_was_reset and state.asyncio_safe and connection.driver_connection.in_transaction:
-        connection.rollback()
-
-
-def _abandon_sqlite(connection: Any, *_: object) -> None:
-    # sqlite3's close() takes effect when the last cursor has been collected; until then the transaction of a cancelled
-    # statement would keep the write lock (https://www.sqlite.org/c3ref/close.html, "zombie"). Neither may be awaited
-    # here, where a second cancellation could strike; both are in the driver's queue before its close().
-    async def interrupt_and_roll_back() -> None:
-        with contextlib.suppress(Exception):  # the connection may be closed already
-            await connection.driver_connection.interrupt()
-            await connection.driver_connection.rollback()
-
-    with contextlib.suppress(RuntimeError):  # no loop is running: a connection that was garbage
-        asyncio.get_running_loop()
-        asyncio.ensure_future(interrupt_and_roll_back())  # noqa: RUF006  # the driver's queue keeps it alive
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    if connection.get_execution_options().get("isolation_level") == AUTOCOMMIT:
-        return
-    read_only = bool(connection.get_execution_options().get(READ_ONLY))
-    if connection.info.get(READ_ONLY, False) is not read_only:
-        connection.exec_driver_sql(f"PRAGMA query_only = {'ON' if read_only else 'OFF'}")
-        connection.info[READ_ONLY] = read_only
-    # A deferred transaction that reads and then writes fails with BUSY_SNAPSHOT when another wrote in between, which no
-    # waiting can cure; a writer takes the lock first and waits for it.
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
 
 def _begin_mysql(connection: Connection) -> None:

@@ -21,6 +21,7 @@ from transact.errors import ConfigurationError
 from transact.options import Isolation, Options
 
 READ_ONLY = "transact_read_only"
+QUEUED = "transact_queued"
 AUTOCOMMIT = "AUTOCOMMIT"
 _log = logging.getLogger("transact")
 
@@ -38,20 +39,12 @@ class Runtime:
         self.capacity: int | None = None
         self.units: dict[Connection, Unit] = {}
         self.current: ContextVar[Transaction | None] = ContextVar(f"transact.{name}", default=None)
+        self.engine: AsyncEngine  # set once it is made; it makes connections for this
         self._session_class = session_class
         # A session class may bring a plain session class of its own, as SQLModel's does; only an instance tells which.
         self._sync_class = guarded(type(session_class().sync_session))  # type: ignore[arg-type]  # classes are hashable
         self._engines: dict[tuple[str | None, bool], AsyncEngine] = {}
         self._factories: dict[tuple[str | None, bool], async_sessionmaker[Any]] = {}
-
-    @property
-    def engine(self) -> AsyncEngine:
-        """The engine of transactions at the database's default options."""
-        return self._engines[None, False]
-
-    @engine.setter
-    def engine(self, engine: AsyncEngine) -> None:
-        self._engines[None, False] = engine
 
     def engine_for(self, options: Options) -> AsyncEngine:
         """The engine whose connections begin as ``options`` ask; all of them share one pool."""
@@ -61,7 +54,8 @@ class Runtime:
     def _engine_for(self, key: tuple[str | None, bool]) -> AsyncEngine:
         found = self._engines.get(key)
         if found is None:
-            found = self._engines[key] = self.engine.execution_options(**self._execution_options(*key))
+            options = self._execution_options(*key)
+            found = self._engines[key] = self.engine.execution_options(**options) if options else self.engine
         return found
 
     def _execution_options(self, isolation: str | None, read_only: bool) -> dict[str, Any]:  # noqa: FBT001  # a cache key
@@ -73,6 +67,8 @@ class Runtime:
             isolation = Isolation.READ_COMMITTED.value
         if isolation is not None and (dialect != "sqlite" or isolation == AUTOCOMMIT):
             chosen["isolation_level"] = isolation
+        if dialect == "sqlite":
+            chosen[QUEUED] = True
         if read_only:
             chosen["postgresql_readonly" if dialect == "postgresql" else READ_ONLY] = True
         return chosen
