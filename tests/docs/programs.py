@@ -102,7 +102,8 @@ class Program:
         code = compiled(block)
         try:
             with contextlib.redirect_stdout(self.printed):
-                result = FunctionType(code, vars(self.module))()
+                vars(self.module).setdefault("__builtins__", builtins)  # as exec() does; a class body looks there
+        result = FunctionType(code, vars(self.module))()
                 if inspect.isawaitable(result):
                     await result
         except Exception as error:

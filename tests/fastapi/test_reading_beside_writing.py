@@ -53,7 +53,7 @@ async def test_what_only_reads_is_the_writing_session_if_that_was_asked_for_befo
 
 
 async def test_a_request_holds_one_connection_when_it_has_read_and_then_writes(local: Local) -> None:
-    db = Database(local.url, pool_size=1, max_overflow=0, pool_timeout=0)
+    db = Database(local.url, pool_size=1, max_overflow=0, pool_timeout=1)
     db.install(local.app)
 
     async def user(session: Annotated[AsyncSession, db.session(read_only=True)]) -> int:
