@@ -1,6 +1,7 @@
 """Runs the programs of the documentation, block by block, where a reader would run them: in a folder of their own."""
 
 import asyncio
+import builtins
 import contextlib
 import inspect
 import io
@@ -103,7 +104,7 @@ class Program:
         try:
             with contextlib.redirect_stdout(self.printed):
                 vars(self.module).setdefault("__builtins__", builtins)  # as exec() does; a class body looks there
-        result = FunctionType(code, vars(self.module))()
+                result = FunctionType(code, vars(self.module))()
                 if inspect.isawaitable(result):
                     await result
         except Exception as error:
