@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -121,11 +121,18 @@ def _abandon(connection: Any, *_: object) -> None:
     # sqlite3's close() takes effect when the last cursor has been collected; until then the transaction of a cancelled
     # statement would keep the write lock (https://www.sqlite.org/c3ref/close.html, "zombie"). Neither may be awaited
     # here, where a second cancellation could strike; both are in the driver's queue before its close().
-    async def interrupt_and_roll_back() -> None:
-        with contextlib.suppress(Exception):  # the connection may be closed already
-            await connection.driver_connection.interrupt()
-            await connection.driver_connection.rollback()
+    with contextlib.suppress(Exception):  # the connection may be closed already, or be garbage without a loop
+        _start(connection.driver_connection.interrupt())
+        _start(connection.driver_connection.rollback())
 
-    with contextlib.suppress(RuntimeError):  # no loop is running: a connection that was garbage
-        asyncio.get_running_loop()
-        asyncio.ensure_future(interrupt_and_roll_back())  # noqa: RUF006  # the driver's queue keeps it alive
+
+def _start(call: Coroutine[Any, Any, object]) -> None:
+    """Run a call of the driver up to its first await: it is queued for the driver's thread, and nobody waits."""
+    try:
+        waiting = call.send(None)
+        if isinstance(waiting, asyncio.Future):
+            waiting.add_done_callback(lambda done: done.cancelled() or done.exception())
+    except StopIteration:
+        pass
+    finally:
+        call.close()
