@@ -302,3 +302,29 @@ async def test_savepoint_with_none_open_raises_before_the_body(db: Database) -> 
     with pytest.raises(errors.NoTransaction):
         async with db.savepoint():
             pass
+
+
+@pytest.mark.engines("sqlite", "pg18-asyncpg")
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_savepoint_that_outlives_its_transaction_says_so_and_changes_nothing(
+    db: Database, stored: Stored, *, fails: bool
+) -> None:
+    entered, go_on = asyncio.Event(), asyncio.Event()
+
+    async def late() -> None:
+        async with db.savepoint() as session:
+            await store(session, "inside")
+            entered.set()
+            await go_on.wait()
+            if fails:
+                raise KeyError
+
+    async with db.transaction() as session:
+        task = asyncio.create_task(late())
+        await entered.wait()
+        await store(session, "word")
+    before = stored()
+    go_on.set()
+    with pytest.raises(KeyError if fails else errors.TransactionEnded):
+        await task
+    assert stored() == before
