@@ -95,7 +95,12 @@ async def test_a_writer_that_is_cancelled_while_it_waits_takes_no_turn(db: Datab
 
 
 async def test_readers_do_not_queue(db: Database) -> None:
+    async def read() -> int | None:
+        async with db.transaction(read_only=True) as reading:
+            return await reading.scalar(text("SELECT count(*) FROM words"))
+
     async with db.transaction() as session:
         await store(session, "word")
         async with asyncio.timeout(5):
             await asyncio.create_task(db.ping(), context=Context())
+            assert await asyncio.create_task(read(), context=Context()) == 0

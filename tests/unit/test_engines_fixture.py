@@ -62,6 +62,7 @@ async def test_a_transaction_that_a_test_left_open_or_prepared_does_not_block_th
     database_url: str, observer: Observer, turn: int
 ) -> None:
     await _create_and_fill(database_url)
+    assert observer.scalar("SELECT count(*) FROM thing") == 2  # its own, and nothing of the test before
     observer.execute("BEGIN")
     observer.execute("LOCK TABLE thing")
     if observer.scalar("SHOW max_prepared_transactions") != "0":
