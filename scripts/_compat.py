@@ -22,7 +22,12 @@ FOLDER = ROOT / ".venv-compat"
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 ENDS = ("oldest", "newest")
 SHOWN = ("fastapi", "starlette", "sqlalchemy", "pydantic", "asyncpg", "psycopg", "aiosqlite", "asyncmy")
-MAIN = {"fastapi", "sqlalchemy", "pydantic-settings"}  # the others with a floor are drivers, which come as binaries
+MAIN = {
+    "fastapi",
+    "sqlalchemy",
+    "pydantic-settings",
+    "tenacity",
+}  # the others with a floor are drivers, which come as binaries
 NOT_FOR_TESTS = {"ruff", "mypy", "pyright", "asyncpg-stubs", "types-pymysql", "types-tqdm"}
 SOURCES = ("src", "tests", "examples", "docs", "scripts", "README.md", "pyproject.toml", "requirements-dev.in")
 MOST_SECONDS = 30 * 60  # of one run of the tests
@@ -61,7 +66,7 @@ def main() -> int:
 
 
 def _combination(version: str, end: str, arguments: list[str], *, again: bool) -> Outcome:
-    python = _find_python(version)
+    python = find_python(version)
     if python is None:
         return Outcome(version, end, "not on this machine")
     folder = FOLDER / f"{version}-{end}"
@@ -82,14 +87,15 @@ def _combination(version: str, end: str, arguments: list[str], *, again: bool) -
     outcome.versions = _versions(inner)
     print(f"{folder.name}: testing, see {folder / 'test.log'}", flush=True)
     # The pages quote the words of the pinned versions; what they say of the library is tested elsewhere too.
-    pages = ["--ignore=tests/docs"] if end == "oldest" else []
+    # The benchmarks are about one set of versions.
+    pages = ["--ignore=tests/benchmarks", *(["--ignore=tests/docs"] if end == "oldest" else [])]
     outcome.passed, outcome.result = _test(inner, folder / "test.log", [*arguments, *pages])
     print(f"{folder.name}: {outcome.result}", flush=True)
     record.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
     return outcome
 
 
-def _find_python(version: str) -> Path | None:
+def find_python(version: str) -> Path | None:
     """Find e.g. Python 3.12: on the PATH, or the newest 3.12 of pyenv, whose PATH has only the chosen ones."""
     candidates = [Path(found)] if (found := shutil.which(f"python{version}")) else []
     if shutil.which("pyenv"):

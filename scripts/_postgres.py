@@ -45,16 +45,38 @@ def embedded_postgres(*, fsync: bool, data: Path | None = None) -> Iterator[str]
 
     Raises PostgresError if the server does not start.
     """
+    with _home() as (home, owner, programs):
+        cluster = data.resolve() if data else home / "data"
+        _prepare_cluster(programs, cluster, home, owner)
+        with _server(programs, cluster, home, owner, fsync=fsync, keep=data is not None) as port:
+            yield f"postgresql://{ROLE}@127.0.0.1:{port}/postgres"
+
+
+@contextmanager
+def standby_of(url: str) -> Iterator[str]:
+    """Run a standby that follows the server of `url`, asynchronously, for the length of the block; yield its URL.
+
+    It takes queries that only read until it is promoted (`SELECT pg_promote()`). For tests: nothing of it is kept, nor
+    written to the disk at once. Raises PostgresError if the server's files cannot be copied or the standby does not start.
+    """
+    with _home() as (home, owner, programs):
+        cluster = home / "data"
+        _make_folder(cluster, owner)
+        copy = ["-D", str(cluster), "-d", url, "--write-recovery-conf", "--checkpoint=fast", "--no-sync"]
+        _run([str(programs / "pg_basebackup"), *copy], home, owner)
+        with _server(programs, cluster, home, owner, fsync=False, keep=False) as port:
+            yield f"postgresql://{ROLE}@127.0.0.1:{port}/postgres"
+
+
+@contextmanager
+def _home() -> Iterator[tuple[Path, pwd.struct_passwd | None, Path]]:
+    """A temporary folder for one server, whom it runs as, and where its programs are."""
     owner = _owner()
     with _terminate_like_interrupt():
         home = Path(tempfile.mkdtemp(prefix="transact-postgres-", dir=_temporary_root(owner)))
         try:
             home.chmod(0o755 if owner else 0o700)  # another user has to pass through; the cluster itself is closed
-            programs = _programs(home, owner)
-            cluster = data.resolve() if data else home / "data"
-            _prepare_cluster(programs, cluster, home, owner)
-            with _server(programs, cluster, home, owner, fsync=fsync, keep=data is not None) as port:
-                yield f"postgresql://{ROLE}@127.0.0.1:{port}/postgres"
+            yield home, owner, _programs(home, owner)
         finally:
             shutil.rmtree(home, ignore_errors=True)
 
@@ -122,20 +144,28 @@ def _prepare_cluster(programs: Path, cluster: Path, home: Path, owner: pwd.struc
     """Make the cluster with `initdb` unless it is there."""
     if (cluster / "PG_VERSION").exists():
         return
-    cluster.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make_folder(cluster, owner)
     if any(cluster.iterdir()):
         raise PostgresError(f"{cluster} holds something that is not a PostgreSQL cluster: name a new folder")
-    if owner is not None:
-        os.chown(cluster, owner.pw_uid, owner.pw_gid)
     if not _reachable(cluster.parent, owner):
         raise PostgresError(f"user {owner.pw_name if owner else ''} cannot reach {cluster}: name a folder elsewhere")
     # C.UTF-8 of the builtin provider is the same on every machine, whatever locales it has.
     # https://www.postgresql.org/docs/18/locale.html#LOCALE-PROVIDERS
     command = [str(programs / "initdb"), "-D", str(cluster), "-U", ROLE, "--auth=trust", "--encoding=UTF8", "--no-sync"]
     command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C", "--no-instructions"]
+    _run(command, home, owner)
+
+
+def _make_folder(cluster: Path, owner: pwd.struct_passwd | None) -> None:
+    cluster.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if owner is not None and not any(cluster.iterdir()):
+        os.chown(cluster, owner.pw_uid, owner.pw_gid)
+
+
+def _run(command: list[str], home: Path, owner: pwd.struct_passwd | None) -> None:
     done = subprocess.run(command, **_surroundings(home, owner), capture_output=True, text=True, check=False)
     if done.returncode:
-        raise PostgresError(f"initdb failed:\n{done.stderr.strip()}")
+        raise PostgresError(f"{Path(command[0]).name} failed:\n{done.stderr.strip()}")
 
 
 def _surroundings(home: Path, owner: pwd.struct_passwd | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from .database import db
+from .problems import answers
 from .schemas import Id, NewOrder, OrderCreated, OrderedLine, StoredOrder
 from .tables import Order, OrderLine, Product, User
 
@@ -19,7 +20,7 @@ ReadSession = Annotated[AsyncSession, db.session(read_only=True)]
 router = APIRouter(prefix="/orders", tags=["orders: manual mode"])
 
 
-@router.post("/", status_code=201)
+@router.post("/", status_code=201, responses=answers(404, 409))
 async def create_order(
     user_id: Annotated[Id, Query()], session: ManualSession, order: NewOrder | None = None
 ) -> OrderCreated:
@@ -58,7 +59,7 @@ async def take_from_stock(session: AsyncSession, line: OrderedLine) -> None:
     raise HTTPException(409, f"Product {line.product_id}: not enough in stock")
 
 
-@router.get("/{id}", response_model=StoredOrder)
+@router.get("/{id}", response_model=StoredOrder, responses=answers(404))
 async def read_order(id: Annotated[Id, Path()], session: ReadSession) -> Order:  # noqa: A002  # the name in the path
     """Read one order with its lines."""
     order = await session.get(Order, id)

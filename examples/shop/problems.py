@@ -2,21 +2,32 @@
 
 from collections.abc import Sequence
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+_MEDIA_TYPE = "application/problem+json"
+_SCHEMA = {"$ref": "#/components/schemas/TransactProblem"}  # which transact puts into the OpenAPI document
+
+
+def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What a route says in its ``responses`` of the problems that it tells of itself; transact adds those of its own."""
+    content = {_MEDIA_TYPE: {"schema": _SCHEMA}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
 
 async def problem_document(_request: Request, error: HTTPException) -> JSONResponse:
-    """Answer an ``HTTPException`` as a problem document (RFC 9457)."""
-    body = {"type": "about:blank", "title": HTTPStatus(error.status_code).phrase}
+    """Answer an ``HTTPException`` as a problem document (RFC 9457) with the members that transact's documents have."""
+    phrase = HTTPStatus(error.status_code).phrase
+    body = {"type": "about:blank", "title": phrase, "code": phrase.lower().replace(" ", "-"), "retryable": False}
     return JSONResponse(
         body | {"status": error.status_code, "detail": error.detail},
         status_code=error.status_code,
         headers=error.headers,
-        media_type="application/problem+json",
+        media_type=_MEDIA_TYPE,
     )
 
 

@@ -1,6 +1,7 @@
 """The tables. Names of constraints come from a convention, so that an error can say which rule was broken."""
 
 from sqlalchemy import CheckConstraint, ForeignKey, MetaData, String, Text
+from sqlalchemy.dialects.mysql import VARCHAR
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 
@@ -16,11 +17,15 @@ class Base(DeclarativeBase):
     )
 
 
+# By default MySQL and MariaDB take é, É and e for one letter, also where they look for a username that exists.
+Username = String(200).with_variant(VARCHAR(200, collation="utf8mb4_bin"), "mysql", "mariadb")
+
+
 class User(Base):
     __tablename__ = "users"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    username: Mapped[str] = mapped_column(String(200), unique=True)
+    username: Mapped[str] = mapped_column(Username, unique=True)
     email: Mapped[str | None] = mapped_column(String(254), unique=True)
     # Joined: nothing can be loaded later, when the transaction has ended and the response is being made.
     profile: Mapped["Profile | None"] = relationship(lazy="joined")

@@ -12,6 +12,7 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from .database import db
+from .problems import answers
 from .schemas import Id, Name, Number, SearchTerm, Status, StoredUser
 from .tables import User
 
@@ -42,7 +43,7 @@ async def search_users(
     return (await session.scalars(found)).all()
 
 
-@router.get("/{id}", response_model=StoredUser)
+@router.get("/{id}", response_model=StoredUser, responses=answers(404))
 async def read_user(id: Annotated[Id, Path()], session: ReadSession) -> User:  # noqa: A002  # the name in the path
     """Read one user and the profile."""
     user = await session.get(User, id)

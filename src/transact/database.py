@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
-import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
 
-from sqlalchemy import MetaData, select
-from sqlalchemy.engine import URL
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from transact._core.hooks import Hook
-from transact._sqlalchemy.engines import check_driver, make_engine
+from transact._core.signatures import session_position
+from transact._database import BaseDatabase, hide_session
 from transact._sqlalchemy.faces import TransactionBlock
-from transact._sqlalchemy.runtime import Runtime, parse_url
-from transact._sqlalchemy.transaction import Transaction, caller_name
-from transact.errors import ConfigurationError, NoTransaction, UsageError
-from transact.events import Listener, LoggingListener
-from transact.options import Isolation, Options, Propagation, Retry, TransactionOptions, parse_options
-from transact.settings import arguments_from_env
+from transact._sqlalchemy.retrying import Attempts, Tries, retry_of
+from transact._sqlalchemy.runtime import Runtime
+from transact._sqlalchemy.shielding import wait_for_ends
+from transact._sqlalchemy.transaction import caller_name
+from transact.options import Options, Retry, TransactionOptions, parse_options
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,13 +39,18 @@ class Transactional(Protocol):
     ) -> Callable[Concatenate[Me, P], Coroutine[Any, Any, R]]: ...
 
 
-class Database:
+class Database(BaseDatabase):
     """One database: an engine with its pool, and verbs that run code in transactions on it.
 
     - ``url``: such as ``postgresql+asyncpg://app@localhost/shop``; drivers: asyncpg, psycopg, asyncmy, aiosqlite.
     - ``pool_size``, ``max_overflow``: connections that are kept, and that may be opened beyond them under load.
     - ``pool_timeout``: seconds to wait for a connection before ``PoolTimeout``.
+    - ``max_waiting``: the most uses that may wait for a connection; one more gets ``PoolTimeout`` at once. ``None``: no bound.
     - ``isolation``: the level of transactions that name none; ``None`` means the engine's own default.
+    - ``retry``: the ``Retry`` of transactions and requests that name none; ``None`` means that nothing is tried again.
+    - ``timeout``: the seconds that a transaction may take if it names no other; ``None`` means no bound.
+    - ``verify_commit``: when the answer to a COMMIT is lost, ask PostgreSQL on a new connection what became of it; costs one
+      round trip for each transaction that may have written. Elsewhere the outcome stays unknown.
     - ``metadata``: the application's ``MetaData``; lets errors name constraints, tables and columns on every engine.
     - ``name``: what the database is called in logs and events.
     - ``echo``: log every statement, as SQLAlchemy does.
@@ -55,59 +58,11 @@ class Database:
     - ``engine_options``: anything else for ``sqlalchemy.ext.asyncio.create_async_engine``.
 
     Raises ``ConfigurationError`` for values that cannot work, before any connection is made. A password never appears in
-    an error, a log or the ``repr``. ``max_waiting``, ``retry``, ``timeout`` and ``verify_commit`` are reserved: this
-    version refuses values other than their defaults.
+    an error, a log or the ``repr``.
     """
 
-    def __init__(
-        self,
-        url: str | URL,
-        *,
-        pool_size: int = 20,
-        max_overflow: int = 10,
-        pool_timeout: float = 30.0,
-        max_waiting: int | None = None,
-        isolation: Isolation | None = None,
-        retry: Retry | None = None,
-        timeout: float | None = None,
-        verify_commit: bool = False,
-        metadata: MetaData | None = None,
-        name: str = "default",
-        echo: bool = False,
-        session_class: type[AsyncSession] = AsyncSession,
-        engine_options: Mapping[str, Any] | None = None,
-    ) -> None:
-        later = {"max_waiting": max_waiting, "retry": retry, "timeout": timeout, "verify_commit": verify_commit or None}
-        for argument, value in later.items():
-            if value is not None:
-                raise ConfigurationError(f"{argument}= is not supported by this version of transact; leave it out")
-        _check_pool(pool_size, max_overflow, pool_timeout)
-        if isolation is not None and not isinstance(isolation, Isolation):
-            raise ConfigurationError(f"isolation={isolation!r}: write a member of Isolation")
-        if not (isinstance(session_class, type) and issubclass(session_class, AsyncSession)):
-            raise ConfigurationError(f"session_class={session_class!r}: write a subclass of AsyncSession")
-        self._url = parse_url(url)
-        check_driver(self._url)
-        self.name = name
-        self._isolation = isolation
-        self._closed = False
-        self._runtime = Runtime(name, session_class)
-        self._runtime.listeners.append(LoggingListener())
-        make_engine(
-            self._url,
-            self._runtime,
-            pool={"pool_size": pool_size, "max_overflow": max_overflow, "pool_timeout": pool_timeout},
-            metadata=metadata,
-            options={"echo": echo, **(engine_options or {})},
-        )
-
-    @classmethod
-    def from_env(cls, prefix: str = "TRANSACT_", **arguments: Any) -> Self:
-        """Make a database from ``TRANSACT_URL``, ``TRANSACT_POOL_SIZE``, … : the arguments' names in upper case.
-
-        ``arguments`` are passed on and win. Raises ``ConfigurationError`` that names each variable that is missing or wrong.
-        """
-        return cls(**{**arguments_from_env(prefix, given=arguments), **arguments})
+    _runtime_class = Runtime
+    _session_base = AsyncSession
 
     # Opening and closing.
 
@@ -116,8 +71,12 @@ class Database:
         self._closed = False
 
     async def close(self) -> None:
-        """Close the pool's connections. Later verbs raise ``UsageError`` until the next ``open``."""
+        """Close the pool's connections. Later verbs raise ``UsageError`` until the next ``open``.
+
+        A COMMIT that is under way is waited for, and so is a server that does not answer: each at most 5 seconds.
+        """
         self._closed = True
+        await wait_for_ends(self._runtime)
         await self._runtime.engine.dispose()
 
     async def __aenter__(self) -> Self:
@@ -141,41 +100,39 @@ class Database:
     @property
     def engine(self) -> AsyncEngine:
         """SQLAlchemy's engine, for what has no verb here. Its errors are translated too."""
-        return self._runtime.engine
+        engine: AsyncEngine = self._runtime.engine
+        return engine
 
     @property
     def read_engine(self) -> AsyncEngine:
         """The engine whose transactions are read-only; it shares the pool of ``engine``."""
-        return self._runtime.engine_for(Options(isolation=self._isolation, read_only=True))
+        engine: AsyncEngine = self._reading_engine()
+        return engine
 
     @property
     def session_factory(self) -> async_sessionmaker[Any]:
         """A factory of plain sessions that belong to no transaction of this library and are their maker's to end."""
-        return self._runtime.factory_for(Options(isolation=self._isolation))
-
-    def listen(self, listener: Listener) -> Listener:
-        """Call ``listener`` with each event of this database (``transact.events``). Returns it, so it can decorate."""
-        self._runtime.listeners.append(listener)
-        return listener
+        factory: async_sessionmaker[Any] = self._runtime.factory_for(self._runtime.defaults)
+        return factory
 
     # The verbs.
 
     def transaction(self, **options: Unpack[TransactionOptions]) -> TransactionBlock:
         """``async with db.transaction() as session``: run the block in a transaction; it joins one that is open.
 
-        Leaving the block normally commits, any exception rolls back. Raises ``UnexpectedRollback`` if the transaction
+        Leaving the block normally commits, any exception rolls back. Raises ``UsageError`` for ``retry=``, since a block
+        cannot be run twice, ``UnexpectedRollback`` if the transaction
         could only be rolled back, ``OptionsConflict``, ``NoTransaction`` or ``TransactionExists`` as the propagation says,
         and what the database says.
         """
-        return self._block(self._options(options), caller_name(1))
+        return self._block(self._check_block(options), caller_name(1))
 
     def savepoint(self) -> TransactionBlock:
         """``async with db.savepoint() as session``: if the block fails, the open transaction goes back to here.
 
         Raises ``NoTransaction`` if none is open: a savepoint that began a transaction would commit at its end.
         """
-        _ = self.current
-        return self._block(Options(propagation=Propagation.NESTED), caller_name(1))
+        return self._block(self._savepoint_options(), caller_name(1))
 
     @overload
     def transactional(self, f: Callable[Concatenate[S, P], Awaitable[R]], /) -> Callable[P, Coroutine[Any, Any, R]]: ...
@@ -191,10 +148,12 @@ class Database:
     def transactional(self, f: Any = None, /, **options: Unpack[TransactionOptions]) -> Any:
         """Decorate ``async def f(session, …)``: callers leave the session out, and each call runs in a transaction.
 
-        Also for methods, ``async def f(self, session, …)``. ``f.__wrapped__`` stays callable with a session of one's own.
-        Raises ``UsageError`` for what cannot work: a plain function, an async generator, no parameter for the session.
+        Also for methods, ``async def f(self, session, …)``. With ``retry=`` the call is run again after a transient failure,
+        in a new transaction with a new session; it then raises ``RetriesExhausted`` in the end. ``f.__wrapped__`` stays
+        callable with a session of one's own. Raises ``UsageError`` for what cannot work: a plain function, an async
+        generator, no parameter for the session.
         """
-        checked = self._options(options)
+        checked = parse_options(options)
         if f is None:
             return functools.partial(self._decorate, options=checked)
         return self._decorate(f, options=checked)
@@ -202,102 +161,62 @@ class Database:
     async def run(
         self, f: Callable[Concatenate[S, ...], Awaitable[R]], /, *args: Any, **options: Unpack[TransactionOptions]
     ) -> R:
-        """Call ``f(session, *args)`` in a transaction and return what it returns."""
-        async with self._block(self._options(options), getattr(f, "__qualname__", repr(f))) as session:
-            return await f(session, *args)  # type: ignore[arg-type]  # S is whatever session_class makes
+        """Call ``f(session, *args)`` in a transaction and return what it returns.
 
-    @property
-    def current(self) -> Transaction:
-        """The innermost open block. Raises ``NoTransaction`` if there is none."""
-        found = self._runtime.innermost()
-        if found is None:
-            raise NoTransaction(
-                f"no transaction of database {self.name!r} is open here; open one: async with db.transaction()"
-            )
-        return found
+        With ``retry=`` it is called again after a transient failure, with a new session; raises ``RetriesExhausted``.
+        """
 
-    @property
-    def in_transaction(self) -> bool:
-        """Whether a transaction of this database is open here."""
-        return self._runtime.innermost() is not None
+        async def call(session: Any) -> R:
+            return await f(session, *args)
 
-    def before_commit(self, hook: Hook) -> Hook:
-        """Register ``hook`` on ``db.current``: see ``Transaction.before_commit``."""
-        return self.current.before_commit(hook)
+        return await self._execute(parse_options(options), getattr(f, "__qualname__", repr(f)), call)
 
-    def after_commit(self, hook: Hook, *, critical: bool = False) -> Hook:
-        """Register ``hook`` on ``db.current``: see ``Transaction.after_commit``."""
-        return self.current.after_commit(hook, critical=critical)
+    def attempts(self, **options: Unpack[TransactionOptions]) -> Attempts:
+        """Retry without a callback: ``async for attempt in db.attempts(retry=Retry(5)): async with attempt as session: …``.
 
-    def after_rollback(self, hook: Hook) -> Hook:
-        """Register ``hook`` on ``db.current``: see ``Transaction.after_rollback``."""
-        return self.current.after_rollback(hook)
-
-    def after_completion(self, hook: Hook) -> Hook:
-        """Register ``hook`` on ``db.current``: see ``Transaction.after_completion``."""
-        return self.current.after_completion(hook)
-
-    def __repr__(self) -> str:
-        shown = self._url.set(query={})  # a query may hold a password too, and SQLAlchemy does not hide that one
-        return f"<{type(self).__name__} {self.name!r} {shown.render_as_string(hide_password=True)}>"
+        The block of the attempt has to be all that the loop does after it, and be left at its end: a failed COMMIT is
+        known only then, and is not swallowed where a ``return``, a ``break`` or more statements would take it for success.
+        Without ``retry=``, the database's default or else ``Retry()``. Raises ``RetriesExhausted``.
+        """
+        checked = parse_options(options)
+        label = checked.label or caller_name(1)
+        # Inside an open transaction one attempt joins; to have asked for more raises there.
+        retry = retry_of(self._runtime, checked, Retry())
+        return Attempts(self._runtime, retry, label, functools.partial(self._block, checked, label))
 
     # Shared by the verbs.
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise UsageError(f"database {self.name!r} is closed; open it first: async with db, or await db.open()")
-
-    def _options(self, given: Mapping[str, Any]) -> Options:
-        return parse_options(given)
-
     def _block(self, options: Options, label: str) -> TransactionBlock:
         self._check_open()
-        return TransactionBlock(self._runtime, options, options.label or label, self._isolation)
+        return TransactionBlock(self._runtime, options, options.label or label)
+
+    async def _execute(self, options: Options, label: str, call: Callable[[Any], Awaitable[R]]) -> R:
+        retry = retry_of(self._runtime, options)
+        if retry is None:
+            async with self._block(options, label) as session:
+                return await call(session)
+        tries = Tries(self._runtime)
+        while True:
+            block = self._block(options, label)
+            try:
+                async with block as session:
+                    return await call(session)
+            except Exception as error:
+                failure = tries.curable(retry, error, block.cause)
+                if failure is None:
+                    raise
+                await asyncio.sleep(tries.pause(retry, failure, options.label or label))
 
     def _decorate(self, f: Callable[..., Awaitable[R]], *, options: Options) -> Callable[..., Coroutine[Any, Any, R]]:
-        at = _session_position(f)
+        at = session_position(f)
         label: str = options.label or f.__qualname__
 
         @functools.wraps(f)
         async def call(*args: Any, **kwargs: Any) -> R:
-            async with self._block(options, label) as session:
+            async def with_session(session: Any) -> R:
                 return await f(*args[:at], session, *args[at:], **kwargs)
 
-        # Whoever reads the signature, FastAPI for one, must not see the parameter that is filled in here.
-        signature = inspect.signature(f)
-        parameters = list(signature.parameters.values())
-        hidden = parameters.pop(at)
-        call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        call.__annotations__ = {name: hint for name, hint in f.__annotations__.items() if name != hidden.name}
+            return await self._execute(options, label, with_session)
+
+        hide_session(call, f, at)
         return call
-
-
-def _check_pool(pool_size: object, max_overflow: object, pool_timeout: object) -> None:
-    if not isinstance(pool_size, int) or isinstance(pool_size, bool) or pool_size < 1:
-        raise ConfigurationError(f"pool_size={pool_size!r}: write a number of connections from 1 up")
-    if not isinstance(max_overflow, int) or isinstance(max_overflow, bool) or max_overflow < 0:
-        raise ConfigurationError(f"max_overflow={max_overflow!r}: write a number of connections from 0 up")
-    if (
-        not isinstance(pool_timeout, int | float)
-        or isinstance(pool_timeout, bool)
-        or not 0 <= pool_timeout < float("inf")
-    ):
-        raise ConfigurationError(f"pool_timeout={pool_timeout!r}: write seconds from 0 up")
-
-
-def _session_position(f: Any) -> int:
-    """Where ``f`` takes the session: its first parameter, or the second of a method. Raises ``UsageError`` otherwise."""
-    name = getattr(f, "__qualname__", repr(f))
-    if inspect.isasyncgenfunction(f):
-        raise UsageError(f"{name} is an async generator: its transaction would stay open between items; return a list")
-    if not inspect.iscoroutinefunction(f):
-        raise UsageError(f"{name} is not an `async def` function; a transaction of this database is awaited")
-    parameters = [
-        p for p in inspect.signature(f).parameters.values() if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}
-    ]
-    at = 1 if parameters and parameters[0].name in {"self", "cls"} else 0
-    if len(parameters) <= at:
-        raise UsageError(
-            f"{name} has no parameter for the session; write async def {f.__name__}(session: AsyncSession, …)"
-        )
-    return at

@@ -12,6 +12,7 @@
     ├── CommitOutcomeUnknown             COMMIT was sent and its answer lost
     ├── RetriesExhausted
     ├── AfterCommitError                 (ExceptionGroup) the data is stored, hooks failed
+    ├── PartialCommit                    of several databases some have committed, one has not
     └── DatabaseError                    what the database or the way to it said
         ├── IntegrityViolation           constraint, table, columns
         │   ├── UniqueViolation, ForeignKeyViolation, NotNullViolation
@@ -35,7 +36,7 @@ the driver's error was.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class TransactError(Exception):
@@ -103,7 +104,9 @@ class UnexpectedRollback(TransactError):
 class TransactionLost(TransactError):
     """The server had already rolled back the whole transaction (a deadlock on MySQL, an error on SQLite that ends it).
 
-    ``__cause__`` is the error that did it. The transaction may be run again as a whole, not continued.
+    ``__cause__`` is the error that did it. In place of that error this leaves a savepoint's block, which could not be rolled
+    back to; every later statement raises it too, and so does the end of every block up to the transaction's own. Nothing is
+    sent any more. The transaction may be run again as a whole, not continued.
     """
 
     retryable: ClassVar[bool] = True
@@ -138,6 +141,31 @@ class AfterCommitError(TransactError, ExceptionGroup[Exception]):
     def derive(self, excs: Sequence[Exception]) -> AfterCommitError:  # type: ignore[override]  # narrower, as the docs allow
         """Keep the class when ``except*`` splits the group."""
         return AfterCommitError(self.message, list(excs))
+
+
+class PartialCommit(TransactError):
+    """Of the databases that a request used, some have committed, and then the COMMIT of another one failed.
+
+    What is committed cannot be undone; what had not been committed was rolled back. Never repeat such a request blindly:
+    look which part is missing and store that. ``__cause__`` is the failure of the COMMIT.
+
+    - ``committed``: the names of the databases that have committed, in their order; never empty.
+    - ``unknown``: that of the one whose COMMIT was sent and not answered, if it was that.
+    - ``rolled_back``: those of the databases where nothing is stored.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        committed: tuple[str, ...] = (),
+        unknown: tuple[str, ...] = (),
+        rolled_back: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.committed = committed
+        self.unknown = unknown
+        self.rolled_back = rolled_back
 
 
 class DatabaseError(TransactError):
@@ -228,9 +256,15 @@ class TransactionTimeout(DatabaseError):
 
 
 class PoolTimeout(DatabaseError):
-    """No connection became free in time. Shorter transactions help more than a larger pool."""
+    """No connection became free within ``pool_timeout``, or more than ``max_waiting`` would have waited for one.
+
+    The database itself may be well. ``holders``: who held the connections then (``transact.events.Holder``: label, seconds,
+    last statement without its values); the log tells it too. Shorter transactions help more than a larger pool. Do not catch
+    it, unless there is an answer without the database: it becomes a 503 with Retry-After.
+    """
 
     retryable: ClassVar[bool] = True
+    holders: tuple[Any, ...] = ()
 
 
 class DatabaseUnavailable(DatabaseError):
@@ -276,6 +310,7 @@ __all__ = [
     "NoTransaction",
     "NotNullViolation",
     "OptionsConflict",
+    "PartialCommit",
     "PermissionDenied",
     "PoolSelfDeadlock",
     "PoolTimeout",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypedDict
 
 from transact.errors import UsageError
@@ -38,6 +38,11 @@ class Isolation(enum.Enum):
     SERIALIZABLE = "SERIALIZABLE"
 
 
+def is_seconds(value: object) -> bool:
+    """Whether ``value`` is a number of seconds that can be waited: from 0 up, and finite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+
+
 @dataclass(frozen=True, slots=True)
 class Retry:
     """How often and how fast a transaction is tried again after a transient failure.
@@ -57,10 +62,15 @@ class Retry:
 
     def __post_init__(self) -> None:
         """Refuse values that would never run or never end; raises ``UsageError``."""
-        if self.attempts < 1:
-            raise UsageError(f"Retry(attempts={self.attempts}) would never run; write a number from 1 up")
-        if self.base < 0 or self.max_delay < 0 or (self.deadline is not None and self.deadline <= 0):
-            raise UsageError("Retry: base and max_delay are seconds from 0 up, deadline is above 0 or None")
+        if not isinstance(self.attempts, int) or isinstance(self.attempts, bool) or self.attempts < 1:
+            raise UsageError(f"Retry(attempts={self.attempts!r}) would never run; write a number from 1 up")
+        for name in ("base", "max_delay"):
+            if not is_seconds(getattr(self, name)):
+                raise UsageError(f"Retry({name}={getattr(self, name)!r}): write seconds from 0 up")
+        if self.deadline is not None and not (is_seconds(self.deadline) and self.deadline > 0):
+            raise UsageError(f"Retry(deadline={self.deadline!r}): write seconds above 0, or None")
+        if not isinstance(self.on, tuple) or not all(isinstance(c, type) and issubclass(c, Exception) for c in self.on):
+            raise UsageError(f"Retry(on={self.on!r}): write a tuple of exception classes, such as (UniqueViolation,)")
 
 
 ExceptionClasses = type[BaseException] | tuple[type[BaseException], ...]
@@ -82,47 +92,72 @@ class TransactionOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The options of one block, checked. ``None`` for ``isolation`` and ``read_only`` means: not asked for."""
+    """The options of one block, checked. ``None`` means: not asked for. ``timeout`` and ``lock_timeout`` are seconds."""
 
     propagation: Propagation = Propagation.REQUIRED
     isolation: Isolation | None = None
     read_only: bool | None = None
+    timeout: float | None = None
+    lock_timeout: float | None = None
+    retry: Retry | None = None
     rollback_for: tuple[type[BaseException], ...] = ()
     no_rollback_for: tuple[type[BaseException], ...] = ()
     label: str | None = None
 
+    def or_else(self, defaults: Options) -> Options:
+        """These options, with those of ``defaults`` where a transaction's own are not asked for."""
+        if defaults is _NONE:
+            return self
+        return replace(
+            self,
+            isolation=self.isolation or defaults.isolation,
+            timeout=self.timeout or defaults.timeout,
+            retry=self.retry or defaults.retry,
+        )
 
-_LATER = ("timeout", "lock_timeout", "retry")
+
+_NONE = Options()
+
+
+def defaults(*, isolation: Isolation | None, timeout: float | None, retry: Retry | None) -> Options:
+    """What the transactions of a database have that ask for nothing else."""
+    found = Options(isolation=isolation, timeout=timeout, retry=retry)
+    return _NONE if found == _NONE else found
+
+
+def _is_timeout(value: object) -> bool:
+    return is_seconds(value) and bool(value)
+
+
+#: What an option has to be, and what to write instead.
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "isolation": (lambda value: isinstance(value, Isolation), "a member of Isolation, such as Isolation.SERIALIZABLE"),
+    "read_only": (lambda value: isinstance(value, bool), "True or False"),
+    "timeout": (_is_timeout, "seconds above 0, or leave it out"),
+    "lock_timeout": (_is_timeout, "seconds above 0, or leave it out"),
+    "retry": (lambda value: isinstance(value, Retry), "a Retry, such as Retry(attempts=5)"),
+    "label": (lambda value: isinstance(value, str), "a string"),
+}
 
 
 def parse_options(given: Mapping[str, Any]) -> Options:
     """Check the keyword options of a verb once, where they are written.
 
-    Raises ``UsageError`` for an unknown name, a value of the wrong kind, and for an option that this version does not
-    carry out: an option that is silently ignored is a promise that is silently broken.
+    Raises ``UsageError`` for an unknown name and for a value of the wrong kind.
     """
+    if not given:
+        return _NONE
     known = {field.name for field in fields(Options)}
     for name, value in given.items():
-        if name in _LATER:
-            if value is not None:
-                raise UsageError(f"{name}= is not supported by this version of transact; leave it out")
-        elif name not in known:
+        if name not in known:
             raise UsageError(f"{name}= is no option of a transaction; the options are {', '.join(sorted(known))}")
-    values = {name: value for name, value in given.items() if name in known}
-    for name in ("rollback_for", "no_rollback_for"):
-        values[name] = _classes(name, values.get(name, ()))
-    options = Options(**values)
-    if not isinstance(options.propagation, Propagation):
-        raise UsageError(
-            f"propagation={options.propagation!r}: write a member of Propagation, such as Propagation.NESTED"
-        )
-    if options.isolation is not None and not isinstance(options.isolation, Isolation):
-        raise UsageError(
-            f"isolation={options.isolation!r}: write a member of Isolation, such as Isolation.SERIALIZABLE"
-        )
-    if options.read_only is not None and not isinstance(options.read_only, bool):
-        raise UsageError(f"read_only={options.read_only!r}: write True or False")
-    return options
+        if name in _CHECKS and value is not None and not _CHECKS[name][0](value):
+            raise UsageError(f"{name}={value!r}: write {_CHECKS[name][1]}")
+    propagation = given.get("propagation", Propagation.REQUIRED)
+    if not isinstance(propagation, Propagation):
+        raise UsageError(f"propagation={propagation!r}: write a member of Propagation, such as Propagation.NESTED")
+    classes = {name: _classes(name, given.get(name, ())) for name in ("rollback_for", "no_rollback_for")}
+    return Options(**{**given, **classes})
 
 
 def _classes(name: str, value: object) -> tuple[type[BaseException], ...]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Any
 
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from transact.errors import ConfigurationError
-from transact.options import Isolation
+from transact.options import Isolation, Retry, is_seconds
 
 
 class Settings(BaseSettings):
@@ -27,6 +27,31 @@ class Settings(BaseSettings):
     verify_commit: bool = False
     name: str = "default"
     echo: bool = False
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+#: What an argument of ``Database`` has to be, and what to write instead.
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "pool_size": (lambda value: _is_count(value, 1), "a number of connections from 1 up"),
+    "max_overflow": (lambda value: _is_count(value, 0), "a number of connections from 0 up"),
+    "pool_timeout": (is_seconds, "seconds from 0 up"),
+    "max_waiting": (lambda value: value is None or _is_count(value, 0), "a number of requests from 0 up, or None"),
+    "isolation": (lambda value: value is None or isinstance(value, Isolation), "a member of Isolation"),
+    "retry": (lambda value: value is None or isinstance(value, Retry), "a Retry, such as Retry(attempts=5)"),
+    "timeout": (lambda value: value is None or (is_seconds(value) and value > 0), "seconds above 0, or None"),
+    "verify_commit": (lambda value: isinstance(value, bool), "True or False"),
+}
+
+
+def check_arguments(**arguments: object) -> None:
+    """Raise ``ConfigurationError`` that names the first of a database's arguments that cannot work."""
+    for name, value in arguments.items():
+        fits, instead = _CHECKS[name]
+        if not fits(value):
+            raise ConfigurationError(f"{name}={value!r}: write {instead}")
 
 
 def arguments_from_env(prefix: str, *, given: Container[str] = ()) -> dict[str, Any]:

@@ -17,21 +17,21 @@ async def make_db(request: pytest.FixtureRequest) -> AsyncIterator[Callable[...,
     """Make databases that are closed at the end; then their pools must be whole and the server must see no open transaction."""
     made: list[Database] = []
 
-    def make(url: str, **arguments: object) -> Database:
-        db = Database(url, **arguments)
+    def make(url: str, *, kind: type[Database] = Database, **arguments: object) -> Database:
+        db = kind(url, **arguments)
         made.append(db)
         return db
 
     yield make
     taken = [db.engine.pool.checkedout() for db in made if hasattr(db.engine.pool, "checkedout")]
-    units = [unit for db in made for unit in db._runtime.units.values()]
+    units = [unit for db in made for unit in (*db._runtime.units.values(), *db._runtime.waiting)]
     idle = 0
     if "database_url" in request.fixturenames:
         idle = await _idle(request.getfixturevalue("observer"))
     for db in made:
         await db.close()
     assert not any(taken), "connections were not given back to the pool"
-    assert not units, "units of work that think they hold a connection"
+    assert not units, "units of work that think they hold a connection, or wait for one"
     assert idle == 0, "the server sees transactions that nobody ends"
 
 

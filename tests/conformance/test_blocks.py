@@ -13,7 +13,7 @@ from transact import Database, errors
 from transact.events import Event, MarkedRollbackOnly
 
 # One of each driver; the laws that a server could break have marks of their own.
-pytestmark = pytest.mark.engines("sqlite", "pg18-asyncpg", "pg18-psycopg")
+pytestmark = pytest.mark.engines("sqlite", "pg18-asyncpg", "pg18-psycopg", "mariadb")
 
 
 class Stop(BaseException):
@@ -51,13 +51,15 @@ async def pending(db: Database) -> None:
 
 
 @pytest.mark.parametrize("leave", [ending, pending, returning, breaking, continuing])
-async def test_every_normal_end_of_a_block_commits(db: Database, stored: Stored, leave) -> None:
+async def test_return_break_and_continue_out_of_a_block_commit_and_so_does_its_end(
+    db: Database, stored: Stored, leave
+) -> None:
     await leave(db)
     assert stored() == {"word"}
 
 
 @pytest.mark.parametrize("error", [ValueError, Stop, asyncio.CancelledError, GeneratorExit, SystemExit])
-async def test_every_exception_rolls_back_and_goes_on_as_it_is(
+async def test_every_exception_rolls_back_cancellation_and_generator_exit_included_and_goes_on_as_it_is(
     db: Database, stored: Stored, error: type[BaseException]
 ) -> None:
     raised = error("this one")
@@ -161,7 +163,7 @@ async def test_a_managed_session_cannot_be_ended_by_hand_and_the_attempt_changes
     assert stored() == {"pending", "before", "after"}
 
 
-async def test_neither_can_it_by_its_plain_session(db: Database, stored: Stored) -> None:
+async def test_a_managed_session_cannot_be_ended_by_its_plain_session_either(db: Database, stored: Stored) -> None:
     async with db.transaction() as session:
         await store(session, "before")
         for name in [*ENDINGS, "prepare"]:
@@ -171,7 +173,9 @@ async def test_neither_can_it_by_its_plain_session(db: Database, stored: Stored)
     assert stored() == {"before", "after"}
 
 
-async def test_neither_can_it_by_its_session_transaction(db: Database, stored: Stored) -> None:
+async def test_a_managed_session_cannot_be_ended_by_its_session_transaction_either(
+    db: Database, stored: Stored
+) -> None:
     for name in ("commit", "rollback", "close"):
         with pytest.raises(errors.TransactError):
             async with db.transaction() as session:
@@ -280,7 +284,7 @@ async def test_two_databases_have_transactions_of_their_own(db: Database, make_d
         assert db.in_transaction
 
 
-async def test_the_table_of_a_transaction_shows_its_state(db: Database) -> None:
+async def test_a_transaction_shows_its_label_its_state_and_whether_it_can_only_be_rolled_back(db: Database) -> None:
     async with db.transaction(label="outer"):
         outer = db.current
         assert (outer.label, outer.state.value, outer.rollback_only) == ("outer", "active", False)

@@ -20,7 +20,7 @@ from transact.events import (
     WaitedForConnection,
 )
 
-pytestmark = pytest.mark.engines("sqlite", "pg18-asyncpg")
+pytestmark = pytest.mark.engines("sqlite", "pg18-asyncpg", "mariadb")
 
 
 async def test_a_transaction_tells_that_it_began_and_how_it_ended(db: Database, events: list[Event]) -> None:

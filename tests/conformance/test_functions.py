@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from tests.conformance.tables import Stored, Word, store
 from transact import Database, Propagation, errors
 
-pytestmark = pytest.mark.engines("sqlite", "pg18-asyncpg")
+pytestmark = pytest.mark.engines("sqlite", "pg18-asyncpg", "mariadb")
 
 
 async def test_a_decorated_function_runs_in_a_transaction_of_its_own_or_joins_one(db: Database, stored: Stored) -> None:
@@ -142,9 +142,9 @@ async def test_what_cannot_be_decorated_says_why(db: Database) -> None:
         ({"read_only": 1}, "read_only"),
         ({"no_rollback_for": 3}, "no_rollback_for"),
         ({"rollback_for": (ValueError, "x")}, "rollback_for"),
-        ({"timeout": 3}, "not supported"),
-        ({"lock_timeout": 3}, "not supported"),
-        ({"retry": 3}, "not supported"),
+        ({"timeout": 0}, "seconds above 0"),
+        ({"lock_timeout": "3"}, "seconds above 0"),
+        ({"retry": 3}, "Retry"),
     ],
 )
 async def test_a_wrong_option_is_refused_where_it_is_written_by_every_verb(

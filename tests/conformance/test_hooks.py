@@ -12,7 +12,7 @@ from transact import Database, Propagation, errors
 from transact.events import Event, HookFailed
 
 # What hooks do is decided above the engines; two of them show that the decisions are carried out.
-pytestmark = pytest.mark.engines("sqlite", "pg18-asyncpg")
+pytestmark = pytest.mark.engines("sqlite", "pg18-asyncpg", "mariadb")
 
 
 class Inner(Exception):
@@ -43,7 +43,9 @@ def register(db: Database, ran: list, *, name: str = "") -> None:
     db.after_completion(note(ran, f"end{name}"))
 
 
-async def test_a_commit_runs_its_hooks_first_in_first_out(db: Database, stored: Stored) -> None:
+async def test_hooks_run_first_in_first_out_and_are_awaited_before_the_block_goes_on(
+    db: Database, stored: Stored
+) -> None:
     ran: list = []
     async with db.transaction() as session:
         register(db, ran, name=" one")
@@ -149,6 +151,47 @@ async def test_a_rollback_of_the_whole_undoes_the_deepest_first(db: Database) ->
                     register(db, ran, name=" deep")
             raise Inner
     assert [word for word, *_ in ran if word.startswith("undone")] == ["undone deep", "undone in", "undone out"]
+
+
+async def test_on_each_level_the_first_registered_after_rollback_is_the_first_to_run(db: Database) -> None:
+    ran: list = []
+    with pytest.raises(Inner):
+        async with db.transaction():
+            register(db, ran, name=" out")
+            for name in ("one", "two"):
+                async with db.savepoint():
+                    async with db.savepoint():
+                        register(db, ran, name=f" deep {name}")
+                    register(db, ran, name=f" {name}")
+            raise Inner
+    undone = [word for word, *_ in ran if word.startswith("undone")]
+    assert undone == ["undone deep one", "undone deep two", "undone one", "undone two", "undone out"]
+
+
+async def test_after_rollback_of_a_savepoint_that_ends_normally_is_given_the_error_that_was_swallowed(
+    db: Database,
+) -> None:
+    ran: list = []
+    async with db.transaction() as session:
+        await store(session, "word")
+        with pytest.raises(errors.UnexpectedRollback):
+            async with db.savepoint():
+                register(db, ran)
+                with pytest.raises(errors.UniqueViolation) as swallowed:
+                    await store(session, "word")
+        assert ran == [("undone", swallowed.value)]
+
+
+async def test_a_before_commit_hook_costs_a_transaction_that_sends_nothing_no_second_connection(
+    database_url: str, db: Database, stored: Stored
+) -> None:
+    ran: list = []
+    async with Database(database_url, pool_size=1, max_overflow=0) as small, small.transaction() as session:
+        await store(session, "word")
+        async with small.transaction(propagation=Propagation.REQUIRES_NEW):
+            register(small, ran)
+    assert [word for word, *_ in ran] == ["before", "after", "end"]
+    assert stored() == {"word"}
 
 
 async def test_before_commit_may_write_and_may_add_more(db: Database, stored: Stored) -> None:

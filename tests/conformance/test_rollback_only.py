@@ -14,7 +14,7 @@ from transact import Database, Propagation, errors
 
 EVERY = pytest.mark.engines("sqlite", "postgresql", "mariadb")
 # One of each driver; the laws that a server could break have marks of their own.
-pytestmark = pytest.mark.engines("sqlite", "pg18-asyncpg", "pg18-psycopg")
+pytestmark = pytest.mark.engines("sqlite", "pg18-asyncpg", "pg18-psycopg", "mariadb")
 
 
 class Inner(Exception):
@@ -302,7 +302,7 @@ async def test_a_timeout_inside_a_savepoint_is_not_a_commit_of_the_transaction_a
 # Marks.
 
 
-async def test_set_rollback_only_in_the_own_block_is_a_quiet_rollback(db: Database, stored: Stored) -> None:
+async def test_if_the_outermost_block_itself_marked_it_the_rollback_is_quiet(db: Database, stored: Stored) -> None:
     async with db.transaction() as session:
         await store(session, "lost")
         db.current.set_rollback_only("only a try")

@@ -3,41 +3,13 @@
 import asyncio
 
 import pytest
-from sqlalchemy import event, insert, select, text
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.orm import Session
+from sqlalchemy import event, select, text
 
 from tests.conformance.tables import Meaning, Stored, Word, store
 from tests.engines import Observer
-from transact import Database, errors
+from transact import Database, Isolation, errors
 
 pytestmark = pytest.mark.engines("sqlite")
-
-
-async def test_a_released_savepoint_does_not_survive_a_rollback_though_the_bare_driver_lets_it(
-    db: Database, database_url: str, observer: Observer, stored: Stored
-) -> None:
-    def bare(session: Session) -> None:
-        with session.begin_nested():
-            session.execute(insert(Word).values(text="bare"))
-        session.rollback()
-
-    engine = create_async_engine(database_url)
-    async with engine.connect() as connection:
-        await connection.run_sync(lambda plain: bare(Session(plain)))
-    await engine.dispose()
-    bare_driver_kept = stored()
-    observer.execute("DELETE FROM words")
-
-    with pytest.raises(ZeroDivisionError):
-        async with db.transaction() as session:
-            async with session.begin_nested():
-                await store(session, "guarded")
-            async with db.savepoint():
-                await store(session, "too")
-            raise ZeroDivisionError
-    assert stored() == set()
-    assert bare_driver_kept == {"bare"}, "the driver does the right thing by itself: is the listener still needed?"
 
 
 async def begins(db: Database, **options: object) -> list[str]:
@@ -48,9 +20,10 @@ async def begins(db: Database, **options: object) -> list[str]:
     return [sql for sql in sent if sql.startswith("BEGIN")]
 
 
-async def test_a_writer_begins_immediate_and_a_reader_deferred(db: Database) -> None:
+async def test_a_writer_begins_immediate_a_snapshot_deferred_and_a_reader_not_at_all(db: Database) -> None:
     assert await begins(db) == ["BEGIN IMMEDIATE"]
-    assert await begins(db, read_only=True) == ["BEGIN"]
+    assert await begins(db, read_only=True, isolation=Isolation.REPEATABLE_READ) == ["BEGIN"]
+    assert await begins(db, read_only=True) == []
 
 
 async def test_a_writer_holds_the_lock_from_its_first_statement_and_a_reader_does_not(

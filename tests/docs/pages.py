@@ -11,7 +11,7 @@ Everything said about a block stands in an HTML comment, which no reader sees:
 - ``file=NAME``: the block is part of a file in the program's folder; several blocks are put together in their order.
 - ``warns="TEXT"``: Python warns of that, because the program does on purpose what should not be done.
 - ``server=MODULE:APP``: this console block's ``$ curl`` lines are sent to that application, and their answers compared.
-- ``needs=postgresql``: the program finds the URL of an empty database in ``database_url``.
+- ``needs=postgresql``, ``needs=mariadb``: the program finds the URL of an empty database in ``database_url``.
 - ``not-run="REASON"``: the block is only compiled.
 """
 

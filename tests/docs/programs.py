@@ -20,7 +20,7 @@ import httpx
 from fastapi import FastAPI
 
 from tests.docs.pages import Block
-from transact import Database
+from transact import Database, SyncDatabase
 
 
 @contextlib.asynccontextmanager
@@ -50,6 +50,7 @@ class Program:
         sys.modules[self.module.__name__] = self.module  # pydantic and FastAPI look annotations up there
         sys.path.insert(0, str(self.folder))
         before, environment = set(sys.modules), dict(os.environ)
+        os.environ.pop("PYTEST_ADDOPTS", None)  # a page that runs pytest shows what it prints without more
         try:
             for block in blocks:
                 await self._take(block)
@@ -72,6 +73,8 @@ class Program:
         for value in list(vars(self.module).values()):
             if isinstance(value, Database):
                 await value.close()
+            elif isinstance(value, SyncDatabase):
+                value.close()
         for (
             thread
         ) in threading.enumerate():  # aiosqlite's, after a file that could not be opened, speak to the loop once more

@@ -7,13 +7,16 @@ import shlex
 import shutil
 import subprocess
 import tomllib
+from contextlib import ExitStack
 
 import pytest
 
+from tests.conftest import lasting_database
 from tests.docs.pages import PAGES, ROOT, Block, blocks, programs
 from tests.docs.programs import Program
 
 PROGRAMS = programs()
+NEEDS = {"postgresql": "pg18-asyncpg", "mariadb": "mariadb"}
 SHELL = [block for page in PAGES for block in blocks(page) if block.language == "sh"]
 
 
@@ -28,12 +31,14 @@ def test_a_program_of_the_documentation_runs_and_says_what_its_page_shows(name, 
     if any("server" in part.said for part in parts) and shutil.which("curl") is None:
         pytest.skip("curl is missing")
     needs = {part.said["needs"] for part in parts if "needs" in part.said}
-    assert needs <= {"postgresql"}
-    url = request.getfixturevalue("postgres_url") if needs else None
+    assert len(needs) <= 1
+    databases = ExitStack()
+    url = lasting_database(request.config, NEEDS[needs.pop()], tmp_path, databases) if needs else None
     for variable in ("TRANSACT_URL", "TRANSACT_POOL_SIZE"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path)
-    asyncio.run(Program(name, tmp_path, url).run(parts))
+    with databases:
+        asyncio.run(Program(name, tmp_path, url).run(parts))
     gc.collect()  # what a program leaves behind is found in its own test
 
 

@@ -25,11 +25,6 @@ pytestmark = pytest.mark.skipif(
 
 HEADING = "A hand-written get_db, and transact"
 GET_DB, FUNCTION, TRANSACT = "get_db", "get_db, scope=function", "transact"
-BENCHMARK = {
-    "CPU per request, a route that inserts, PostgreSQL",
-    "the same on SQLite, which gets a BEGIN of its own",
-    "CPU per request, a route that leaves its session alone",
-}
 ROWS: set[str] = set()
 
 
@@ -318,9 +313,9 @@ async def test_a_route_that_leaves_its_session_alone_sends_no_statement_in_any_v
     assert await services.answers(question) == {GET_DB: ([], 0), FUNCTION: ([], 0), TRANSACT: ([], 0)}
 
 
-def test_every_row_of_the_readmes_table_has_a_test_here_or_is_measured_by_the_benchmark():
+def test_every_row_of_the_readmes_table_has_a_test_here():
     rows = {cells[0] for cells in table(ROOT / "README.md", HEADING)}
-    assert rows == ROWS | BENCHMARK
+    assert rows == ROWS
 
 
 def test_the_readme_names_the_versions_that_its_table_was_measured_with():

@@ -2,43 +2,20 @@
 
 import re
 
-import pytest
-
 from tests.docs.pages import ROOT, table
-from transact._core.propagation import decide
-from transact.errors import NoTransaction, TransactionExists
-from transact.options import Options, Propagation, TransactionOptions
+from transact import events
+from transact.options import TransactionOptions
 
 PAGE = ROOT / "docs" / "transactions.md"
-CELLS = {
-    "begins one": "BEGIN",
-    "joins it": "JOIN",
-    "sets a savepoint": "SAVEPOINT",
-    "raises `NoTransaction`": NoTransaction,
-    "raises `TransactionExists`": TransactionExists,
-    "suspends it and begins one": "SUSPEND_AND_BEGIN",
-    "autocommit": "AUTOCOMMIT",
-    "suspends it, autocommit": "SUSPEND_AND_AUTOCOMMIT",
-}
-PROPAGATION = table(PAGE, "Propagation")
-
-
-@pytest.mark.parametrize(("name", "closed", "open_"), PROPAGATION, ids=[name for name, *_ in PROPAGATION])
-def test_the_table_of_propagations_is_what_is_decided(name, closed, open_):
-    asked = Options(propagation=Propagation[name.strip("`")])
-    for cell, around in ((closed, None), (open_, Options())):
-        if isinstance(CELLS[cell], str):
-            assert decide(asked, around).name == CELLS[cell]
-        else:
-            with pytest.raises(CELLS[cell]) as raised:
-                decide(asked, around)
-            assert raised.type is CELLS[cell]
-
-
-def test_the_table_of_propagations_has_all_of_them():
-    assert {name.strip("`") for name, *_ in PROPAGATION} == set(Propagation.__members__)
 
 
 def test_the_table_of_options_has_all_of_them():
     told = {name for names, *_ in table(PAGE, "Options") for name in re.findall(r"`([^`]+)`", names)}
     assert told == TransactionOptions.__annotations__.keys()
+
+
+def test_the_page_names_every_event():
+    told = set(re.findall(r"`(\w+)`", PAGE.read_text(encoding="utf-8").partition("## Events and logging")[2]))
+    assert {
+        name for name, kind in vars(events).items() if isinstance(kind, type) and issubclass(kind, events.Event)
+    } - told == {"Event"}

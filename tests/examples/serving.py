@@ -45,11 +45,17 @@ def serve(url: str) -> Iterator[str]:
     subprocess.run([sys.executable, "-m", "examples.shop.migrate"], check=True, **settings)
     command = [sys.executable, "-m", "uvicorn", "examples.shop.app:app", "--port", "0", "--no-access-log"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **settings) as server:
+        # Read on, or the server stops when the pipe is full.
+        rest = threading.Thread(target=sys.stderr.writelines, args=(server.stderr,), daemon=True)
         try:
-            yield _address(server)
+            address = _address(server)
+            rest.start()
+            yield address
         finally:
             server.terminate()
             server.wait(20)
+            if rest.is_alive():
+                rest.join(10)
 
 
 def _address(server: "subprocess.Popen[str]") -> str:
@@ -57,8 +63,6 @@ def _address(server: "subprocess.Popen[str]") -> str:
     for line in server.stderr or ():
         said.append(line)
         if found := re.search(r"running on (http://\S+)", line):
-            # Read on, or the server stops when the pipe is full.
-            threading.Thread(target=sys.stderr.writelines, args=(server.stderr,), daemon=True).start()
             return found[1]
     raise RuntimeError("the server did not start:\n" + "".join(said))
 

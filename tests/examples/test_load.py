@@ -16,7 +16,7 @@ ORPHANS = (
 )
 
 
-@pytest.mark.engines("sqlite", "pg18-asyncpg")
+@pytest.mark.engines("sqlite", "pg18-asyncpg", "mariadb")
 async def test_under_load_every_201_is_stored_whole_and_every_400_not_at_all(
     database_url: str,
     observer: Observer,

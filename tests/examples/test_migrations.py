@@ -37,7 +37,7 @@ async def test_each_migration_can_be_undone_by_itself(database_url: str) -> None
         assert await tables(database_url) == TABLES
 
 
-@pytest.mark.engines("sqlite", "pg18-asyncpg", "pg18-psycopg")
+@pytest.mark.engines("sqlite", "pg18-asyncpg", "pg18-psycopg", "mariadb")
 async def test_the_alembic_command_reads_the_same_environment(database_url: str) -> None:
     command = [sys.executable, "-m", "alembic", "-c", "examples/shop/alembic.ini", "upgrade", "head"]
     done = subprocess.run(command, cwd=ROOT, env=environment(database_url), capture_output=True, text=True, check=False)

@@ -69,7 +69,7 @@ def check_search(server: httpx.Client, names: dict[int, str]) -> None:
         assert expected <= found or len(found) == 200, naughty
 
 
-@pytest.mark.engines("sqlite", "pg18-asyncpg")
+@pytest.mark.engines("sqlite", "pg18-asyncpg", "mariadb")
 async def test_a_naughty_string_is_stored_byte_for_byte_or_refused_with_the_reason(
     server: httpx.Client, observer: Observer, database_url: str
 ) -> None:

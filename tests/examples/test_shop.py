@@ -115,7 +115,7 @@ async def test_a_search_term_means_itself(shop: httpx.AsyncClient) -> None:
         assert {user["username"] for user in page} == found, term
 
 
-@pytest.mark.engines("sqlite", "pg18-asyncpg")
+@pytest.mark.engines("sqlite", "pg18-asyncpg", "mariadb")
 async def test_a_number_that_nothing_has_is_the_clients_mistake(shop: httpx.AsyncClient) -> None:
     for number in ("0", "-1", str(2**31), "9" * 30, "9" * 5000, "x"):
         for path in (f"/users/{number}", f"/orders/{number}", f"/users/?limit={number}"):
@@ -183,7 +183,7 @@ async def test_a_decorated_function_joins_the_transaction_of_its_caller(
     assert observer.scalar("SELECT count(*) FROM users") == 1
 
 
-@pytest.mark.engines("sqlite", "pg18-asyncpg")
+@pytest.mark.engines("sqlite", "pg18-asyncpg", "mariadb")
 async def test_a_registration_of_another_form_is_refused(shop: httpx.AsyncClient, observer: Observer) -> None:
     for body in OTHER_FORMS:
         response = await shop.post("/register/", json=body)
@@ -192,7 +192,7 @@ async def test_a_registration_of_another_form_is_refused(shop: httpx.AsyncClient
     assert observer.scalar("SELECT count(*) FROM users") == 0
 
 
-@pytest.mark.engines("sqlite", "pg18-asyncpg")
+@pytest.mark.engines("sqlite", "pg18-asyncpg", "mariadb")
 async def test_text_that_cannot_be_stored_as_it_came_is_refused_with_the_reason(
     shop: httpx.AsyncClient, observer: Observer
 ) -> None:
@@ -203,7 +203,7 @@ async def test_text_that_cannot_be_stored_as_it_came_is_refused_with_the_reason(
     assert observer.scalar("SELECT count(*) FROM users") == 0
 
 
-@pytest.mark.engines("sqlite", "pg18-asyncpg")
+@pytest.mark.engines("sqlite", "pg18-asyncpg", "mariadb")
 async def test_a_query_that_is_no_text_is_refused_with_the_reason(shop: httpx.AsyncClient) -> None:
     for escaped, reason in (("a%00b", "NUL"), ("%ff", "UTF-8"), ("%ED%A0%80", "UTF-8")):
         for response in (await shop.get(f"/users/?q={escaped}"), await shop.post(f"/users/?name={escaped}")):
@@ -285,7 +285,7 @@ async def test_a_stock_below_zero_is_refused_by_the_database_too(
     assert observer.scalar("SELECT stock FROM products") == 1
 
 
-@pytest.mark.engines("sqlite", "pg18-asyncpg")
+@pytest.mark.engines("sqlite", "pg18-asyncpg", "mariadb")
 async def test_an_order_for_what_cannot_be_ordered_is_refused(shop: httpx.AsyncClient, observer: Observer) -> None:
     known = await a_user(shop)
     await a_product(shop, 5)

@@ -17,9 +17,10 @@ import uvicorn
 from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
-from sqlalchemy import DDL, ForeignKey, String, UniqueConstraint, event, func, select, text
+from sqlalchemy import DDL, ForeignKey, ForeignKeyConstraint, String, UniqueConstraint, event, func, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from transact import errors
@@ -36,8 +37,8 @@ class Person(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(String(50))
-    nick: Mapped[str | None]
-    # Deferred, so that COMMIT is what fails, on every engine.
+    nick: Mapped[str | None] = mapped_column(String(50))
+    # Deferred, so that COMMIT is what fails; MySQL and MariaDB know no such thing, and their statements fail instead.
     boss_id: Mapped[int | None] = mapped_column(
         ForeignKey("person.id", name="fk_person_boss", deferrable=True, initially="DEFERRED")
     )
@@ -48,6 +49,11 @@ class Slow(Base):
 
     __tablename__ = "slow"
     id: Mapped[int] = mapped_column(primary_key=True)
+
+
+@compiles(ForeignKeyConstraint, "mysql", "mariadb")
+def foreign_key_at_once(constraint: ForeignKeyConstraint, compiler: Any, **options: Any) -> str:
+    return compiler.visit_foreign_key_constraint(constraint, **options).partition(" DEFERRABLE")[0]
 
 
 for statement in (

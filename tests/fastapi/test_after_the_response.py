@@ -69,7 +69,7 @@ def test_two_tasks_in_one_session_are_refused_with_the_same_plain_message(
     assert site.names() == []
 
 
-@pytest.mark.engines("sqlite", "pg18-asyncpg")
+@pytest.mark.engines("sqlite", "pg18-asyncpg", "mariadb")
 def test_the_refusal_of_two_tasks_names_both_uses(site: Site) -> None:
     assert site.client.post("/gather", params={"wait": True}).status_code == 500
     assert "session.execute(SELECT person.id" in site.logged()

@@ -20,7 +20,7 @@ from tests.fastapi.conftest import Local, TestClient
 from transact import errors
 from transact.fastapi import Database, Problem
 
-pytestmark = pytest.mark.engines("sqlite", "pg18-asyncpg")
+pytestmark = pytest.mark.engines("sqlite", "pg18-asyncpg", "mariadb")
 RAN: list[str] = []
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.fastapi.app import Person
 from tests.fastapi.conftest import Local
-from transact import errors
+from transact import Isolation, errors
 from transact.fastapi import Database, Problem
 
 SECRETS = re.compile(
@@ -112,7 +112,7 @@ async def test_no_connection_is_a_document_too(caplog: pytest.LogCaptureFixture)
     assert "secretpass" not in caplog.text
 
 
-@pytest.mark.engines("sqlite", "pg18-asyncpg")
+@pytest.mark.engines("sqlite", "pg18-asyncpg", "mariadb")
 async def test_an_exhausted_pool_is_a_document_too(local: Local) -> None:
     async with Database(local.url, pool_size=1, max_overflow=0, pool_timeout=0) as db:
         db.install(local.app)
@@ -121,7 +121,10 @@ async def test_an_exhausted_pool_is_a_document_too(local: Local) -> None:
         async def do(session: Annotated[AsyncSession, db.session(read_only=True)]) -> None:
             await session.execute(text("SELECT 1"))
 
-        async with db.transaction(read_only=True) as session, local.client() as client:
+        async with (
+            db.transaction(read_only=True, isolation=Isolation.REPEATABLE_READ) as session,
+            local.client() as client,
+        ):
             await session.execute(text("SELECT 1"))
             check(await client.get("/do"), "PoolTimeout")
             assert (await client.get("/do")).status_code == 503
@@ -218,7 +221,7 @@ async def test_an_http_exception_of_a_hook_at_commit_is_the_answer(sqlite_url: s
         assert (await client.post("/do?status=423")).json() == "by status"
 
 
-@pytest.mark.engines("sqlite", "pg18-asyncpg")
+@pytest.mark.engines("sqlite", "pg18-asyncpg", "mariadb")
 async def test_a_critical_hook_that_fails_after_the_commit_does_not_pretend_that_nothing_is_stored(
     local: Local,
 ) -> None:

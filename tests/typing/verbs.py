@@ -8,7 +8,7 @@ from typing import Any, assert_type
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from transact import Database, Isolation, Propagation, Transaction
+from transact import Database, Isolation, Propagation, Retry, Transaction
 
 db = Database("sqlite+aiosqlite://")
 assert_type(Database.from_env(), Database)
@@ -55,14 +55,44 @@ class Service:
     async def of_class(cls, session: AsyncSession, name: str) -> str:
         return name
 
+    @classmethod
+    @db.transactional(read_only=True)
+    async def of_class_with_options(cls, session: AsyncSession, name: str, *, age: int = 3) -> int:
+        return age
+
     @staticmethod
     @db.transactional
     async def static(session: AsyncSession, name: str) -> str:
         return name
 
+    @staticmethod
+    @db.transactional(propagation=Propagation.REQUIRES_NEW)
+    async def static_with_options(session: AsyncSession, name: str, *, age: int = 3) -> int:
+        return age
+
+    @db.transactional(label="named")
+    async def with_session_of_ones_own(self, session: MySession, *, factor: int = 1) -> int:
+        return factor * await session.mine()
+
+    # Beside **ages a caller could mean session= by a keyword too, so mypy wants it said that nobody does.
+    @db.transactional
+    async def with_any_arguments(self, session: AsyncSession, /, *names: str, **ages: int) -> int:
+        return len(names) + len(ages)
+
 
 async def function(session: AsyncSession, name: str) -> dict[str, int]:
     return {name: 1}
+
+
+async def service_method(session: AsyncSession, name: str) -> int:
+    return len(name)
+
+
+async def uses_a_session_of_ones_own(session: MySession, factor: int) -> int:
+    return factor * await session.mine()
+
+
+def plain_function(session: AsyncSession, name: str) -> None: ...
 
 
 async def calls(service: Service) -> None:
@@ -81,9 +111,27 @@ async def calls(service: Service) -> None:
     assert_type(await Service.of_class("a"), str)
     assert_type(await Service.static("a"), str)
     await service.method(3)  # type: ignore[arg-type]
+    assert_type(await service.of_class("a"), str)
+    assert_type(await Service.of_class_with_options("a", age=4), int)
+    assert_type(await service.static(name="a"), str)
+    assert_type(await Service.static_with_options("a", age=4), int)
+    assert_type(await service.with_session_of_ones_own(factor=2), int)
+    assert_type(await service.with_any_arguments("a", "b", ann=3), int)
+    assert_type(await Service.method(service, "a"), int)
+    await service.method("a", 3)  # type: ignore[call-arg]
+    await service.method_with_options()  # type: ignore[call-arg]
+    await Service.of_class(3)  # type: ignore[arg-type]
+    await Service.static_with_options("a", age="x")  # type: ignore[arg-type]
+    await service.with_session_of_ones_own(factor="x")  # type: ignore[arg-type]
+    await service.with_any_arguments("a", ann="x")  # type: ignore[arg-type]
 
     assert_type(await db.run(function, "a"), dict[str, int])
     assert_type(await db.run(function, "a", propagation=Propagation.REQUIRED, label="run"), dict[str, int])
+
+    assert_type(await db.run(service_method, "a", retry=None), int)
+    assert_type(await db.run(uses_a_session_of_ones_own, 3), int)
+    await db.run(plain_function, "a")  # type: ignore[arg-type]
+    await db.run(function, "a", retries=3)  # type: ignore[call-arg]
 
     takes_callable: Callable[[str], Coroutine[Any, Any, str]] = service.method_with_options
     assert_type(await takes_callable("a"), str)
@@ -118,3 +166,18 @@ def cannot_be_decorated() -> None:
 
     @db.transactional  # type: ignore[arg-type]
     def sync(session: AsyncSession) -> None: ...
+
+
+async def attempts() -> None:
+    async for attempt in db.attempts(retry=Retry(5), isolation=Isolation.SERIALIZABLE):
+        async with attempt as session:
+            assert_type(session, AsyncSession)
+
+
+@db.transactional(retry=Retry(3), timeout=5, lock_timeout=0.5)
+async def bounded(session: AsyncSession, name: str) -> int:
+    return len(name)
+
+
+async def calls_bounded() -> None:
+    assert_type(await bounded("a"), int)

@@ -3,8 +3,8 @@
 import pytest
 
 from transact._core.propagation import TABLE, Action, check_compatible, decide
-from transact.errors import NoTransaction, OptionsConflict, TransactionExists
-from transact.options import Isolation, Options, Propagation
+from transact.errors import NoTransaction, OptionsConflict, TransactionExists, UsageError
+from transact.options import Isolation, Options, Propagation, Retry
 
 OPEN = Options()
 A = Action
@@ -105,3 +105,8 @@ def test_only_writing_that_is_asked_for_inside_a_read_only_transaction_is_a_conf
 
 def test_options_do_not_conflict_where_a_transaction_is_begun() -> None:
     assert decide(Options(isolation=Isolation.SERIALIZABLE, read_only=False), None) is A.BEGIN
+
+
+def test_a_part_of_an_open_transaction_cannot_be_tried_again_alone() -> None:
+    with pytest.raises(UsageError, match="retry="):
+        decide(Options(retry=Retry()), Options())

@@ -8,7 +8,7 @@ import pytest
 from transact._core import events
 from transact._core.hooks import AfterCommit, Hooks, Outcome
 from transact._core.rules import rolls_back
-from transact._core.states import ENDED, MOVES, OPEN, Mark, Marker, State, first_cause, is_quiet, move
+from transact._core.states import ENDED, MOVES, OPEN, Mark, Marker, State, first_cause, is_quiet, lost_to, move
 from transact.options import Options
 
 LEGAL = {
@@ -90,6 +90,12 @@ def test_the_first_cause_is_that_of_the_earliest_mark_that_has_one() -> None:
     assert first_cause([]) is None
 
 
+def test_a_transaction_is_lost_if_any_mark_says_that_the_server_rolled_it_back() -> None:
+    lost = Mark(Marker.LOST, "outer", own=True, cause=ERROR)
+    assert lost_to([REQUESTED, lost]) is lost
+    assert lost_to([REQUESTED, FAILED]) is None
+
+
 class Base(Exception): ...
 
 
@@ -145,7 +151,7 @@ def names(hooks: Hooks) -> dict[str, list[str]]:
     return {
         "before_commit": [hook() for hook in hooks.before_commit],
         "after_commit": [hook.call() for hook in hooks.after_commit],
-        "after_rollback": [hook() for hook in hooks.after_rollback],
+        "after_rollback": [hook() for hook in hooks.undo],
         "after_completion": [hook() for hook in hooks.after_completion],
     }
 

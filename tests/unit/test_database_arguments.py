@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
 
 from transact import Database, Isolation, Retry, errors
 
@@ -149,6 +150,10 @@ async def test_neither_repr_nor_log_nor_a_failed_connection_shows_the_password(
         {"pool_timeout": float("nan")},
         {"pool_timeout": True},
         {"pool_timeout": "30"},
+        {"max_waiting": -1},
+        {"max_waiting": True},
+        {"max_waiting": 1.5},
+        {"max_waiting": "5"},
         {"isolation": "SERIALIZABLE"},
         {"session_class": Session},
         {"session_class": AsyncSession.__name__},
@@ -162,13 +167,16 @@ def test_a_value_that_cannot_work_is_refused_by_name(arguments: dict) -> None:
     assert "write" in said
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [{"max_waiting": 5}, {"retry": Retry()}, {"timeout": 3.0}, {"verify_commit": True}],
-    ids=repr,
-)
-def test_what_is_not_carried_out_yet_is_refused_and_not_ignored(arguments: dict) -> None:
-    assert f"{next(iter(arguments))}= is not supported" in refused(URL, **arguments)
+def test_max_waiting_beside_a_pool_of_ones_own_is_refused_and_not_ignored() -> None:
+    assert "max_waiting" in refused(URL, max_waiting=5, engine_options={"poolclass": NullPool})
+
+
+def test_from_env_says_how_many_may_wait(env: pytest.MonkeyPatch) -> None:
+    env.setenv("TRANSACT_MAX_WAITING", "7")
+    assert Database.from_env()._runtime.max_waiting == 7
+    env.setenv("TRANSACT_MAX_WAITING", "-7")
+    with pytest.raises(errors.ConfigurationError, match="max_waiting"):
+        Database.from_env()
 
 
 @pytest.mark.parametrize("options", [{"poolsize": 3}, {"pool_size": 3, "nonsense": 1}])
@@ -223,7 +231,7 @@ def test_from_env_takes_the_names_of_the_arguments_in_upper_case(env: pytest.Mon
     db = Database.from_env()
     pool = db.engine.pool
     assert (pool.size(), pool._max_overflow, pool.timeout(), db.name) == (3, 4, 5.5, "shop")
-    assert db._isolation is Isolation.SERIALIZABLE
+    assert db._runtime.defaults.isolation is Isolation.SERIALIZABLE
     assert SECRET not in repr(db)
     assert db.engine.url.password == SECRET
 

@@ -17,8 +17,9 @@ from scripts._postgres import PostgresError, embedded_postgres
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
-import sys
+import signal, sys
 from scripts._postgres import embedded_postgres
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it runs in the background ignore it
 with embedded_postgres(fsync=False) as url:
     print(url, flush=True)
     sys.stdin.read()

@@ -1,5 +1,6 @@
 """The fixtures that hand out databases keep their own promises."""
 
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -90,7 +91,7 @@ def test_the_fixtures_for_one_engine_name_that_engine(
 
 
 def test_a_marker_names_engines_by_id_or_family() -> None:
-    assert chosen(()) == [engine.id for engine in ENGINES if engine.by_default]
+    assert chosen(()) == [engine.id for engine in ENGINES]
     assert chosen(("postgresql",)) == [engine.id for engine in ENGINES if engine.family == "postgresql"]
     assert chosen(("mariadb", "sqlite")) == ["sqlite", "mariadb"]
     with pytest.raises(ValueError, match="no such engine: oracle"):
@@ -120,7 +121,7 @@ def test_a_missing_engine_is_a_skip_for_a_user_and_an_error_with_all_engines(
     monkeypatch.delenv("TRANSACT_ENGINES_REPORT", raising=False)
     pytester.makepyfile("import pytest\n@pytest.mark.engines('mariadb')\ndef test_it(database_url): pass\n")
     root = str(request.config.rootpath)
-    monkeypatch.setenv("PYTHONPATH", root)
+    monkeypatch.setenv("PYTHONPATH", root, prepend=os.pathsep)
     result = pytester.runpytest_subprocess(
         "-p",
         "tests.conftest",

@@ -72,11 +72,47 @@ class HookFailed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Retried(Event):
+    """Attempt number ``attempt`` failed with ``cause`` and was rolled back; the next one begins after ``delay`` seconds."""
+
+    attempt: int
+    delay: float
+    cause: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who held a connection, and for how long.
+
+    ``statement``: the last one that was sent on it, shortened and without its values; ``None`` if none was.
+    """
+
+    label: str
+    seconds: float
+    statement: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class WaitedForConnection(Event):
-    """A connection was asked for while none was free; ``seconds`` until one came, or until the wait was given up."""
+    """A connection was asked for while none was free; ``seconds`` until one came, or until the wait was given up.
+
+    ``holders``: if none came, who held the connections then, the longest first.
+    """
 
     seconds: float
     served: bool
+    holders: tuple[Holder, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionHeld(Event):
+    """A connection has been held for long, and is so still: told after 10 seconds, then after 20, 40 and so on.
+
+    ``statement``: the last one that was sent on it, shortened and without its values; ``None`` if none was.
+    """
+
+    seconds: float
+    statement: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from types import MappingProxyType
 
-from transact.errors import NoTransaction, OptionsConflict, TransactionExists
+from transact.errors import NoTransaction, OptionsConflict, TransactionExists, UsageError
 from transact.options import Options, Propagation
 
 
@@ -36,14 +36,15 @@ TABLE = MappingProxyType(
 )
 
 _JOINING = frozenset({Action.JOIN, Action.SAVEPOINT})
+_OF_TRANSACTIONS = ("isolation", "read_only", "timeout", "lock_timeout", "retry")
 _WITHOUT = frozenset({Action.AUTOCOMMIT, Action.SUSPEND_AND_AUTOCOMMIT})
 
 
 def decide(asked: Options, open_: Options | None) -> Action:
     """Return what to do for ``asked`` when ``open_`` are the options of the open transaction (``None``: none is open).
 
-    Raises ``NoTransaction``, ``TransactionExists`` or ``OptionsConflict`` before anything has happened, so that the open
-    transaction stays usable.
+    Raises ``NoTransaction``, ``TransactionExists``, ``OptionsConflict`` or ``UsageError`` before anything has happened, so
+    that the open transaction stays usable.
     """
     action = TABLE[asked.propagation][open_ is not None]
     name = asked.propagation.name
@@ -51,10 +52,13 @@ def decide(asked: Options, open_: Options | None) -> Action:
         raise NoTransaction(f"Propagation.{name} needs an open transaction, and none is open; call it inside one")
     if action is Action.REFUSE_OPEN:
         raise TransactionExists(f"Propagation.{name} must not run inside a transaction, and one is open")
-    if action in _WITHOUT and (asked.isolation is not None or asked.read_only):
-        raise OptionsConflict(
-            f"Propagation.{name} runs without a transaction here, so it cannot have isolation= or read_only="
+    if open_ is not None and asked.retry is not None:
+        raise UsageError(
+            "retry= was asked for inside an open transaction, of which one part cannot be run again alone; ask for it "
+            "where the outermost transaction begins, or on the request: db.session(retry=…)"
         )
+    if action in _WITHOUT and (wanted := [option for option in _OF_TRANSACTIONS if getattr(asked, option)]):
+        raise OptionsConflict(f"Propagation.{name} runs without a transaction here, so it cannot have {wanted[0]}=")
     if open_ is not None and action in _JOINING:
         check_compatible(asked, open_)
     return action

@@ -22,6 +22,10 @@ class State(enum.Enum):
     UNKNOWN = "unknown"
     """COMMIT was sent and its answer was lost."""
 
+    __hash__ = (
+        object.__hash__
+    )  # each is one object; enum's own hash is written in Python, and states are looked up often
+
 
 MOVES = MappingProxyType(
     {
@@ -53,6 +57,8 @@ class Marker(enum.Enum):
     REQUEST = "set_rollback_only() was called"
     PARTICIPANT = "a joined block failed"
     DATABASE = "a statement failed"
+    LOST = "the server rolled the whole transaction back"
+    TIMEOUT = "its time was over"
     CONNECTION = "the connection was lost or thrown away"
     BY_HAND = "its SessionTransaction was ended by hand"
 
@@ -87,6 +93,11 @@ class Mark:
 def is_quiet(marks: list[Mark]) -> bool:
     """Whether a rollback at a normal exit surprises nobody: the block that ends asked for it itself."""
     return any(mark.own and mark.marker is Marker.REQUEST for mark in marks)
+
+
+def lost_to(marks: list[Mark]) -> Mark | None:
+    """The mark that says that the server has ended the transaction already, savepoints and all."""
+    return next((mark for mark in marks if mark.marker is Marker.LOST), None)
 
 
 def first_cause(marks: list[Mark]) -> BaseException | None:

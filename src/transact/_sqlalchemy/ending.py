@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from transact._core import events
 from transact._core.hooks import Hook, Outcome
 from transact._core.rules import rolls_back
 from transact._core.states import State, first_cause, is_quiet
+from transact._sqlalchemy.limits import is_over, timed_out
+from transact._sqlalchemy.liveness import connection_lost, has_hung_up
+from transact._sqlalchemy.reading import runs_alone
+from transact._sqlalchemy.session import unguarded
 from transact._sqlalchemy.transaction import unexpected_rollback
 from transact._sqlalchemy.unit import Unit
-from transact.errors import AfterCommitError, CommitOutcomeUnknown
+from transact._sqlalchemy.verifying import Receipt, ask, take_receipt
+from transact.errors import (
+    AfterCommitError,
+    CommitOutcomeUnknown,
+    ConcurrentUse,
+    StatementTimeout,
+    TransactionTimeout,
+)
 from transact.options import Options
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
 
 
 def wants_commit(unit: Unit, error: BaseException | None) -> bool:
@@ -26,14 +42,15 @@ def needs_preparation(unit: Unit) -> bool:
 
 def has_work(unit: Unit) -> bool:
     """Whether ending this transaction means to talk to the database or to run a hook."""
-    hooks = unit.root.hooks
-    begun = unit.session is not None and unit.session.in_transaction()
-    return begun or bool(hooks.after_commit or hooks.after_rollback or hooks.after_completion)
+    if runs_alone(unit):
+        return unit.root.hooks.come_after
+    begun = unit.reads_alone or (unit.session is not None and unit.session.in_transaction())
+    return begun or unit.root.hooks.come_after
 
 
 def prepare(unit: Unit) -> None:
     """Flush, run ``before_commit`` hooks until none is left, flush again: all that may still fail harmlessly."""
-    session = unit.handle.sync_session
+    session = unit.plain
     session.flush()
     queue = unit.root.hooks.before_commit
     while queue and not unit.root.marks:
@@ -46,7 +63,8 @@ def finish(unit: Unit, error: BaseException | None) -> None:
     """COMMIT or ROLLBACK, give the connection back, run the hooks that come after.
 
     ``error`` is what left the outermost block. Raises the error of a failed COMMIT, ``CommitOutcomeUnknown``,
-    ``UnexpectedRollback``, ``ConcurrentUse`` or ``AfterCommitError``; never ``error`` itself: the caller has it.
+    ``UnexpectedRollback``, ``TransactionTimeout``, ``ConcurrentUse`` or ``AfterCommitError``; never ``error`` itself: the
+    caller has it.
     """
     marks = unit.root.marks
     if not wants_commit(unit, error):
@@ -54,13 +72,33 @@ def finish(unit: Unit, error: BaseException | None) -> None:
         if error is None and not is_quiet(marks):
             surprise = unexpected_rollback(marks, unit.label)
             raise surprise from surprise.__cause__
-    elif unit.busy is not None:
-        # Another task's statement is under way: nobody can say whether it belongs to what is to be committed.
-        refused = unit.concurrent_use("commit", None)
+    elif (refused := _refusal(unit)) is not None:
         roll_back(unit, refused)
         raise refused
     else:
         _commit(unit)
+
+
+def check_commit(unit: Unit) -> None:
+    """Raise now what would keep COMMIT from being sent, other than a decision to roll back, and change nothing.
+
+    Raises ``UnexpectedRollback``, ``TransactionLost``, ``ConcurrentUse``, ``TransactionTimeout`` or ``ConnectionLost``.
+    """
+    marks = unit.root.marks
+    if marks and not is_quiet(marks):
+        surprise = unexpected_rollback(marks, unit.label)
+        raise surprise from surprise.__cause__
+    if not marks:
+        if (refused := _refusal(unit)) is not None:
+            raise refused
+        _fail_if_hung_up(unit)
+
+
+def _refusal(unit: Unit) -> ConcurrentUse | TransactionTimeout | None:
+    if unit.busy is not None:
+        # Another task's statement is under way: nobody can say whether it belongs to what is to be committed.
+        return unit.concurrent_use("commit", None)
+    return timed_out(unit) if unit.connection is not None and is_over(unit) else None
 
 
 def release(unit: Unit) -> None:
@@ -71,30 +109,113 @@ def release(unit: Unit) -> None:
     unit.closing = True
     unit.busy = (unit.runtime.whoami(), "release", None)
     try:
-        session.commit()
+        with unit.awaiting("release"):
+            session.commit()
         unit.connection = None
     finally:
         unit.closing = False
         unit.busy = None
 
 
+def commit_by_hand(unit: Unit, commit: Callable[[], None]) -> None:
+    """Send the COMMIT of a manual session. Raises what ``commit`` raises, ``ConnectionLost`` or ``CommitOutcomeUnknown``."""
+    _fail_if_hung_up(unit)
+    user = unit.busy
+    unit.busy = (unit.runtime.whoami(), "commit", None)
+    unit.answered = False
+    try:
+        with unit.awaiting("COMMIT"):
+            commit()
+    except BaseException as failed:
+        if unit.answered:  # it is stored, and only the giving back of the connection has failed
+            unit.rollback_failed(failed)
+            unit.gave_back()
+        elif _answer_is_lost(unit, failed):
+            if unit.connection is not None:
+                unit.connection.invalidate(failed)
+            raise _unknown(unit, failed) from failed
+        else:
+            raise
+    finally:
+        unit.busy = user
+
+
 def _commit(unit: Unit) -> None:
     unit.root.move_to(State.ENDING)
     unit.closing = True
     unit.busy = (unit.runtime.whoami(), "commit", None)
-    session = unit.session
     try:
-        if session is not None and session.in_transaction():
-            session.commit()
+        receipt = _before_commit(unit)
     except BaseException as failed:
-        if _answer_is_lost(unit, failed):
-            _end_unknown(unit, failed)
         _end_rolled_back(unit, failed)
         raise
+    session = unit.session
+    try:
+        if session is not None and not unit.reads_alone and session.in_transaction():
+            with unit.awaiting("COMMIT"):
+                unguarded(session).commit(session)
+    except BaseException as failed:
+        outcome = Outcome.ROLLED_BACK
+        if unit.answered:
+            unit.rollback_failed(failed)
+            outcome = Outcome.COMMITTED
+        elif _answer_is_lost(unit, failed):
+            outcome = _ask(unit, receipt, failed)
+        if outcome is Outcome.UNKNOWN:
+            _end_unknown(unit, failed)
+        if outcome is Outcome.ROLLED_BACK:
+            _end_rolled_back(unit, failed)
+            raise
+    _end_committed(unit)
+
+
+def _before_commit(unit: Unit) -> Receipt | None:
+    """What has to be known before COMMIT is sent. Raises ``ConnectionLost`` while it is certain that nothing is stored."""
+    connection = _fail_if_hung_up(unit)
+    if connection is None or unit.runtime.verifier is None or unit.root.options.read_only:
+        return None
+    with unit.awaiting("receipt"):
+        return take_receipt(connection)
+
+
+def _fail_if_hung_up(unit: Unit) -> Connection | None:
+    """The connection that COMMIT will be sent on, if there is one."""
+    connection = unit.connection
+    if connection is None or unit.autocommit or connection.closed or connection.invalidated:
+        return None
+    if has_hung_up(connection.connection.driver_connection, connection.info):
+        why = f"the server closed the connection of {unit.label!r} before COMMIT was sent"
+        lost = connection_lost(connection.dialect.name, why)
+        connection.invalidate(lost)
+        raise lost
+    return connection
+
+
+def _ask(unit: Unit, receipt: Receipt | None, failed: BaseException) -> Outcome:
+    verifier = unit.runtime.verifier
+    if receipt is None or verifier is None or not isinstance(failed, Exception):  # cancelled: it has waited long enough
+        return Outcome.UNKNOWN
+    return ask(unit.runtime, verifier, receipt)
+
+
+def _end_committed(unit: Unit) -> None:
     unit.close(State.COMMITTED)
-    if unit.connection is not None and not unit.autocommit:
+    if unit.has_begun:
         unit.emit(events.Committed, seconds=unit.seconds)
-    hooks = unit.root.hooks
+    if unit.root.hooks.come_after:
+        call_hooks(unit, None)
+
+
+def call_hooks(unit: Unit, error: BaseException | None) -> None:
+    """Run the hooks for how ``unit`` has ended; ``error`` rolled it back. Raises ``AfterCommitError``."""
+    hooks, state = unit.root.hooks, unit.root.state
+    if state is not State.COMMITTED:
+        unknown = state is State.UNKNOWN
+        if not unknown:
+            run_hooks(unit, "after_rollback", hooks.undo, error)
+        outcome = Outcome.UNKNOWN if unknown else Outcome.ROLLED_BACK
+        run_hooks(unit, "after_completion", hooks.after_completion, outcome)
+        return
     if hooks.after_commit:
         _hide_transactions(unit)
     failures = [_run_hook(unit, "after_commit", hook.call) for hook in hooks.after_commit]
@@ -108,16 +229,24 @@ def _answer_is_lost(unit: Unit, failed: BaseException) -> bool:
     connection = unit.connection
     gone = connection is not None and (connection.invalidated or connection.closed)
     # statement_completion_unknown and transaction_resolution_unknown: PostgreSQL manual, appendix A.
-    return gone or getattr(failed, "sqlstate", None) in {"40003", "08007"}
+    unknown = getattr(failed, "sqlstate", None) in {"40003", "08007"}
+    # The driver gave up waiting, and no server has said that nothing is stored.
+    silent = isinstance(failed, StatementTimeout) and (failed.sqlstate, failed.errno) == (None, None)
+    return gone or unknown or silent or not isinstance(failed, Exception)
 
 
 def _end_unknown(unit: Unit, failed: BaseException) -> None:
     unit.close(State.UNKNOWN, throw_away=True)
+    unknown = _unknown(unit, failed)
+    call_hooks(unit, failed)
+    raise unknown from failed
+
+
+def _unknown(unit: Unit, failed: BaseException) -> CommitOutcomeUnknown:
     unit.emit(events.OutcomeUnknown, seconds=unit.seconds, cause=failed)
-    run_hooks(unit, "after_completion", unit.root.hooks.after_completion, Outcome.UNKNOWN)
-    raise CommitOutcomeUnknown(
+    return CommitOutcomeUnknown(
         f"COMMIT of {unit.label!r} was sent and its answer lost: the data may be stored or not. Look before you repeat it"
-    ) from failed
+    )
 
 
 def roll_back(unit: Unit, error: BaseException | None) -> None:
@@ -136,11 +265,10 @@ def _end_rolled_back(unit: Unit, error: BaseException | None) -> None:
         unit.root.move_to(State.ROLLED_BACK)
     else:
         unit.close(State.ROLLED_BACK)
-    if unit.connection is not None and not unit.autocommit:
+    if unit.has_begun:
         unit.emit(events.RolledBack, seconds=unit.seconds, cause=error)
-    hooks = unit.root.hooks
-    run_hooks(unit, "after_rollback", hooks.after_rollback, error)
-    run_hooks(unit, "after_completion", hooks.after_completion, Outcome.ROLLED_BACK)
+    if unit.root.hooks.come_after:
+        call_hooks(unit, error)
 
 
 def run_hooks(unit: Unit, phase: str, hooks: list[Hook], argument: object) -> None:
@@ -162,6 +290,9 @@ def _hide_transactions(unit: Unit) -> None:
 
 
 def _run_hook(unit: Unit, phase: str, hook: Hook, *arguments: object) -> Exception | None:
+    about_to_run = unit.runtime.about_to_run
+    if about_to_run is not None and not about_to_run(phase, hook, unit.label, arguments):
+        return None
     try:
         _call(unit, hook, *arguments)
     except Exception as failed:  # noqa: BLE001  # the outcome stands, whatever a hook raises

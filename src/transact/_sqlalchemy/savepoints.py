@@ -6,16 +6,17 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from transact._core import events
 from transact._core.rules import rolls_back
-from transact._core.states import Marker, State, is_quiet
+from transact._core.states import Marker, State, first_cause, is_quiet
 from transact._sqlalchemy.ending import run_hooks
 from transact._sqlalchemy.transaction import Transaction, unexpected_rollback
 from transact._sqlalchemy.unit import Unit
+from transact.errors import DatabaseError
 from transact.options import Options
 
 
 def enter_savepoint(unit: Unit, parent: Transaction, options: Options, label: str) -> Transaction:
     """Set a savepoint and return its scope. Raises ``UnexpectedRollback`` in a rollback-only transaction."""
-    session = unit.handle.sync_session
+    session = unit.plain
     nested = session.begin_nested()
     core = session.connection().get_nested_transaction()
     scope = Transaction(unit, parent, kind="savepoint", options=options, label=label)
@@ -25,6 +26,9 @@ def enter_savepoint(unit: Unit, parent: Transaction, options: Options, label: st
 
 def leave_savepoint(unit: Unit, scope: Transaction, error: BaseException | None) -> None:
     """Release the savepoint, or roll back to it; raises ``UnexpectedRollback`` if it was marked by others.
+
+    Raises ``TransactionLost`` if the server has rolled back all: in place of a normal end, and of the database's error, which
+    whoever catches it around a savepoint takes for undone.
 
     Raises ``ConcurrentUse`` if another task uses the session now, and ``TransactionEnded`` if the block outlived its
     transaction.
@@ -38,11 +42,12 @@ def leave_savepoint(unit: Unit, scope: Transaction, error: BaseException | None)
         unit.root.mark(Marker.PARTICIPANT, cause=refused)
         raise refused
     core, nested = next((c, n) for c, (s, n) in unit.savepoints.items() if s is scope)
-    marks = scope.marks or unit.root.marks
+    marks = [*unit.root.marks, *scope.marks]
     released = False
     try:
         if (error is None or not rolls_back(scope.options, error)) and not marks:
-            nested.commit()
+            with unit.awaiting("RELEASE"):
+                nested.commit()
             released = True
     except BaseException as failed:
         error = failed
@@ -52,9 +57,10 @@ def leave_savepoint(unit: Unit, scope: Transaction, error: BaseException | None)
         if released:
             _released(scope)
         else:
-            _roll_back(unit, scope, nested, error)
+            _roll_back(unit, scope, nested, error or first_cause(marks))
         unit.recount_marks()
-    if error is None and not released and not is_quiet(marks):
+    hides_loss = unit.lost and isinstance(error, DatabaseError)
+    if not released and (hides_loss or (error is None and not is_quiet(marks))):
         surprise = unexpected_rollback(marks, scope.label)
         raise surprise from surprise.__cause__
 
@@ -69,10 +75,11 @@ def _roll_back(unit: Unit, scope: Transaction, nested: SessionTransaction, error
     scope.move_to(State.ENDING)
     try:
         # A flush that failed has rolled back to the savepoint already, and its transaction may be gone.
-        if nested in _open_transactions(unit.handle.sync_session):
-            nested.rollback()
-    except Exception as failed:  # noqa: BLE001  # the first error is the one to tell; the transaction is lost either way
-        unit.emit(events.RollbackFailed, cause=failed)
+        if nested in _open_transactions(unit.plain):
+            with unit.awaiting("ROLLBACK"):
+                nested.rollback()
+    except BaseException as failed:  # noqa: BLE001  # no answer in time included; the first error is the one to tell; the transaction is lost either way
+        unit.rollback_failed(failed)
         if not unit.root.marks:
             unit.root.mark(Marker.CONNECTION, cause=failed)
     scope.move_to(State.ROLLED_BACK)

@@ -7,6 +7,7 @@ one guard there sees them all, before SQLAlchemy or the driver has changed anyth
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, SessionTransaction
 
 from transact._core.states import Marker
-from transact.errors import UnexpectedRollback, UsageError
+from transact.errors import DatabaseError, TransactionLost, UnexpectedRollback, UsageError
 
 if TYPE_CHECKING:
     from transact._sqlalchemy.unit import Unit
@@ -47,6 +48,12 @@ def unit_of(session: Session) -> Unit | None:
     return getattr(session, "_transact_unit", None)
 
 
+def unguarded(session: Session) -> type[Session]:
+    """The class whose methods the guard is around, for those who need not ask it."""
+    base: type[Session] = getattr(session, "_transact_base", type(session))
+    return base
+
+
 @functools.cache
 def guarded(base: type[Session]) -> type[Session]:
     """Return a subclass of ``base`` whose every use is checked against the unit of work, if there is one."""
@@ -56,7 +63,8 @@ def guarded(base: type[Session]) -> type[Session]:
         for name, value in vars(cls).items()
         if callable(value) and not name.startswith("_") and not isinstance(value, type)
     }
-    body: dict[str, Any] = {"_transact_unit": None, "__doc__": base.__doc__, "__module__": base.__module__}
+    body: dict[str, Any] = {"_transact_unit": None, "_transact_base": base}
+    body |= {"__doc__": base.__doc__, "__module__": base.__module__}
     # delete_all and merge_all came with SQLAlchemy 2.1.
     for name in own.union(n for n in _STATEMENTS if hasattr(base, n)).difference(_PENDING, _ENDINGS):
         body[name] = _statement(base, name)
@@ -69,6 +77,7 @@ def guarded(base: type[Session]) -> type[Session]:
     event.listen(cls, "after_begin", _after_begin)
     event.listen(cls, "after_transaction_end", _after_transaction_end)
     event.listen(cls, "before_commit", _before_commit)
+    event.listen(cls, "after_commit", _after_commit)
     return cls
 
 
@@ -152,9 +161,10 @@ class _UsersSavepoint(SessionTransaction):
         # SQLAlchemy leaves such a block without a word after a flush that failed in it, though all of it is lost.
         unit = unit_of(self.session) if self.session is not None else None
         try:
-            if kind is None and unit is not None and not self.is_active:
+            hides_loss = isinstance(error, DatabaseError) and unit is not None and unit.lost
+            if unit is not None and ((kind is None and not self.is_active) or hides_loss):
                 unit.check_marks()
-        except UnexpectedRollback as lost:
+        except (UnexpectedRollback, TransactionLost) as lost:
             super().__exit__(type(lost), lost, lost.__traceback__)
             raise
         super().__exit__(kind, error, traceback)
@@ -174,7 +184,7 @@ def _users_savepoint(session: Session, nested: SessionTransaction) -> SessionTra
 
 def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
     unit = unit_of(session)
-    if unit is not None and transaction.parent is None:
+    if unit is not None and transaction.parent is None and not unit.reads_alone:
         unit.began(connection)
 
 
@@ -184,9 +194,19 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
         unit.gave_back()
     elif unit is not None and transaction.nested:
         unit.forget_ended_savepoints()
+        if unit.reader is not None:
+            unit.reader.let_go_if_idle()
 
 
 def _before_commit(session: Session) -> None:
     unit = unit_of(session)
     if unit is not None:
         unit.check_release()
+
+
+def _after_commit(session: Session) -> None:
+    # COMMIT has succeeded; what follows, before the pool has the connection back, cannot change that.
+    unit = unit_of(session)
+    if unit is not None and unit.awaits is not None and unit.awaits[0] == "COMMIT":
+        unit.answered = True
+        unit.awaits = ("ROLLBACK", time.monotonic())  # the pool's, which asyncmy sends

@@ -11,12 +11,13 @@ import sqlalchemy
 
 from transact._core.events import MarkedRollbackOnly
 from transact._core.hooks import AfterCommit, Hook, Hooks
-from transact._core.states import OPEN, Mark, Marker, State, first_cause, move
-from transact.errors import NoTransaction, UnexpectedRollback
+from transact._core.states import OPEN, Mark, Marker, State, first_cause, lost_to, move
+from transact.errors import NoTransaction, TransactionLost, UnexpectedRollback
 from transact.options import Options
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session
 
     from transact._sqlalchemy.unit import Unit
 
@@ -36,7 +37,7 @@ class Transaction:
     - ``depth``: 0 for the transaction itself, one more for each block inside.
     """
 
-    __slots__ = ("_boundary", "_kind", "_label", "_own_state", "_parent", "_unit", "depth", "hooks", "marks", "options")
+    __slots__ = ("_joined", "_kind", "_label", "_own_state", "_parent", "_unit", "depth", "hooks", "marks", "options")
 
     def __init__(
         self,
@@ -54,10 +55,11 @@ class Transaction:
         self._label = label
         self.options = options
         self.depth: int = parent.depth + 1 if parent is not None else 0
-        self._boundary: Transaction = parent._boundary if kind == "joined" and parent is not None else self
+        # Of a block that joined; to know oneself would be a cycle, and each transaction left to the garbage collector.
+        self._joined: Transaction | None = parent._boundary if kind == "joined" and parent is not None else None
         self._own_state = state
-        self.hooks: Hooks = self._boundary.hooks if kind == "joined" else Hooks()
-        self.marks: list[Mark] = self._boundary.marks if kind == "joined" else []
+        self.hooks: Hooks = Hooks() if self._joined is None else self._joined.hooks
+        self.marks: list[Mark] = [] if self._joined is None else self._joined.marks
 
     @property
     def session(self) -> AsyncSession:
@@ -72,7 +74,7 @@ class Transaction:
     @property
     def state(self) -> State:
         """Where this block's transaction, or its savepoint, stands."""
-        return self._boundary._own_state
+        return self._own_state if self._joined is None else self._joined._own_state
 
     @property
     def rollback_only(self) -> bool:
@@ -98,7 +100,7 @@ class Transaction:
 
     def before_commit(self, hook: Hook) -> Hook:
         """Run ``hook()`` inside the transaction, just before COMMIT; it may write; its error rolls back."""
-        self._registrable().before_commit.append(hook)
+        self._registrable(hook).before_commit.append(hook)
         return hook
 
     def after_commit(self, hook: Hook, *, critical: bool = False) -> Hook:
@@ -107,25 +109,31 @@ class Transaction:
         Its error is logged; the caller still gets its success, since the data is stored. With ``critical=True`` all hooks
         run, then ``AfterCommitError`` is raised.
         """
-        self._registrable().after_commit.append(AfterCommit(hook, critical))
+        self._registrable(hook).after_commit.append(AfterCommit(hook, critical))
         return hook
 
     def after_rollback(self, hook: Hook) -> Hook:
         """Run ``hook(exc)`` after this transaction, or the savepoint it is registered in, was rolled back."""
-        self._registrable().after_rollback.append(hook)
+        self._registrable(hook).after_rollback.append(hook)
         return hook
 
     def after_completion(self, hook: Hook) -> Hook:
         """Run ``hook(outcome)`` when the transaction has ended, however it ended."""
-        self._registrable().after_completion.append(hook)
+        self._registrable(hook).after_completion.append(hook)
         return hook
 
-    def _registrable(self) -> Hooks:
+    def _registrable(self, hook: Hook) -> Hooks:
         if not self.is_open:
             raise NoTransaction(f"{self.label!r} has ended ({self.state.value}); a hook registered now would never run")
+        self._unit.runtime.check_hook(hook)
         return self.hooks
 
     # What the unit of work uses; not public.
+
+    @property
+    def _boundary(self) -> Transaction:
+        """The transaction or savepoint that this block is, or that it has joined."""
+        return self if self._joined is None else self._joined
 
     @property
     def around(self) -> Transaction:
@@ -162,12 +170,30 @@ class Transaction:
         return f"<Transaction {self.label!r} {self._kind} {self.state.value}>"
 
 
-def unexpected_rollback(marks: list[Mark], label: str) -> UnexpectedRollback:
+if TYPE_CHECKING:
+
+    class SyncTransaction(Transaction):
+        """A ``Transaction`` as ``SyncDatabase.current`` shows it."""
+
+        @property
+        def session(self) -> Session:  # type: ignore[override]
+            """The session of this transaction."""
+
+
+def unexpected_rollback(marks: list[Mark], label: str) -> UnexpectedRollback | TransactionLost:
     """Say that a transaction could only be rolled back, who marked it, and what to do. Raise it ``from`` its cause."""
-    error = UnexpectedRollback(
-        f"{label!r} could only be rolled back, so nothing of it is stored; wrap what may fail in `async with db.savepoint()`"
-    )
-    error.__cause__ = first_cause(marks)
+    error: UnexpectedRollback | TransactionLost
+    if lost := lost_to(marks):
+        error = TransactionLost(
+            f"the server has rolled back the whole transaction of {label!r}, its savepoints included, so nothing of it is "
+            "stored and no more is sent; run it again as a whole (retry=)"
+        )
+        error.__cause__ = lost.cause
+    else:
+        error = UnexpectedRollback(
+            f"{label!r} could only be rolled back, so nothing of it is stored; wrap what may fail in db.savepoint()"
+        )
+        error.__cause__ = first_cause(marks)
     for mark in marks:
         error.add_note(mark.note())
     return error

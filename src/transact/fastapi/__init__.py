@@ -2,5 +2,6 @@
 
 from transact.fastapi.database import Database
 from transact.fastapi.problems import Problem
+from transact.fastapi.threads import SyncDatabase
 
-__all__ = ["Database", "Problem"]
+__all__ = ["Database", "Problem", "SyncDatabase"]

@@ -10,34 +10,27 @@ from weakref import WeakSet
 from fastapi import Depends, FastAPI
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from starlette.requests import HTTPConnection
+from starlette.types import Scope
 
 import transact
-from transact._sqlalchemy.faces import with_isolation
+from transact._database import BaseDatabase
 from transact.errors import ConfigurationError, TransactError, UsageError
-from transact.fastapi.middleware import TransactMiddleware, Veto, default_veto
+from transact.fastapi.middleware import Veto, default_veto
 from transact.fastapi.problems import Problem, ProblemHandler
 from transact.fastapi.requests import RequestUnits, units_of
 from transact.fastapi.routes import describe_problems, problems_of
-from transact.options import Options, Propagation, TransactionOptions
+from transact.fastapi.several import middleware_for
+from transact.options import Options, Propagation, TransactionOptions, parse_options
 
 
-class Database(transact.Database):
-    """A ``transact.Database`` that FastAPI applications install; see there for its arguments and verbs."""
+class Installable(BaseDatabase):
+    """What FastAPI applications install, of both kinds of database."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._applications: WeakSet[Any] = WeakSet()
         self._checked: WeakSet[Any] = WeakSet()
         self._providers: set[Callable[..., Any]] = set()
-
-    @asynccontextmanager
-    async def lifespan(self, _app: Any = None) -> AsyncIterator[None]:
-        """Open the database when the application starts and close it when it stops: ``FastAPI(lifespan=db.lifespan)``.
-
-        An application with a lifespan of its own enters it there: ``async with db.lifespan(app): yield``.
-        """
-        async with self:
-            yield
 
     def install(
         self, app: FastAPI, *, problems: Mapping[str, Problem] | None = None, veto: Veto = default_veto
@@ -59,7 +52,7 @@ class Database(transact.Database):
             if not isinstance(problem, Problem):
                 raise ConfigurationError(f"problems[{constraint!r}] is {problem!r}: write a transact.fastapi.Problem")
         self._applications.add(app)
-        app.add_middleware(TransactMiddleware, database=self, veto=veto)
+        app.add_middleware(middleware_for(app, self, veto), database=self, veto=veto)
         handler = app.exception_handlers.setdefault(TransactError, ProblemHandler({}))
         if isinstance(handler, ProblemHandler):  # and not the application's own; two databases share one
             handler.problems.update(told)
@@ -75,6 +68,8 @@ class Database(transact.Database):
     def session(self, **options: Unpack[TransactionOptions]) -> Any:
         """Automatic mode: ``Annotated[AsyncSession, db.session()]``. One session and one transaction per request.
 
+        Of a ``SyncDatabase`` it is ``Annotated[Session, db.session()]``, for ``def`` routes.
+
         Returns a FastAPI ``Depends``. The connection is taken with the first statement; COMMIT or ROLLBACK happens before
         the response begins.
         """
@@ -86,7 +81,7 @@ class Database(transact.Database):
         return self._depends(session)
 
     def connection(self, **options: Unpack[TransactionOptions]) -> Any:
-        """Automatic mode without the ORM: ``Annotated[AsyncConnection, db.connection()]``.
+        """Automatic mode without the ORM: ``Annotated[AsyncConnection, db.connection()]``, or ``Connection``.
 
         Beside ``db.session()`` it is that same transaction's connection.
         """
@@ -103,10 +98,9 @@ class Database(transact.Database):
         What is left uncommitted when the response begins is rolled back; if that throws away changes although the response
         says success, a warning names the route.
         """
-        checked = with_isolation(Options(), self._isolation)
 
         async def manual_session(connection: HTTPConnection) -> AsyncSession:
-            return self._units(connection).manual_session(checked)
+            return await self._units(connection).manual_session()
 
         return self._depends(manual_session)
 
@@ -114,12 +108,15 @@ class Database(transact.Database):
         self._providers.add(provider)
         return Depends(provider)
 
+    def _new_units(self, scope: Scope) -> RequestUnits:
+        return RequestUnits(self._runtime, scope)
+
     def _units(self, connection: HTTPConnection) -> RequestUnits:
         self._check_open()
         return units_of(connection, self)
 
     def _request_options(self, given: Mapping[str, Any]) -> Options:
-        options = self._options(given)
+        options = parse_options(given)
         if options.propagation is not Propagation.REQUIRED:
             raise UsageError(
                 f"propagation={options.propagation} means nothing to a request, which begins its transaction itself; "
@@ -130,7 +127,8 @@ class Database(transact.Database):
                 "rollback_for and no_rollback_for mean nothing to a request, which rolls back by its response's status: "
                 "say which with install(veto=…), or use them on db.transaction() or @db.transactional"
             )
-        return with_isolation(options, self._isolation)
+        self._runtime.retries_requests |= options.retry is not None
+        return options
 
     def _check_routes(self, application: Any) -> None:
         # Start-up is the first moment when every route is there.
@@ -140,6 +138,19 @@ class Database(transact.Database):
         if found:
             raise ConfigurationError("these routes ask for a session and could only fail:\n  " + "\n  ".join(found))
         self._checked.add(application)
+
+
+class Database(Installable, transact.Database):
+    """A ``transact.Database`` that FastAPI applications install; see there for its arguments and verbs."""
+
+    @asynccontextmanager
+    async def lifespan(self, _app: Any = None) -> AsyncIterator[None]:
+        """Open the database when the application starts and close it when it stops: ``FastAPI(lifespan=db.lifespan)``.
+
+        An application with a lifespan of its own enters it there: ``async with db.lifespan(app): yield``.
+        """
+        async with self:
+            yield
 
 
 __all__ = ["Database"]

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import sys
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.datastructures import Headers
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from transact.errors import ConfigurationError, UnexpectedRollback
-from transact.fastapi.requests import SCOPE_KEY, RequestUnits
+from transact._sqlalchemy.retrying import Tries
+from transact.errors import ConfigurationError, RetriesExhausted, UnexpectedRollback
+from transact.fastapi._replay import Pristine, Replay
+from transact.fastapi.requests import SCOPE_KEY
+from transact.options import Retry
 
 if TYPE_CHECKING:
-    from transact.fastapi.database import Database
+    from transact.fastapi.database import Installable
 
 Veto = Callable[[int, Mapping[str, str]], bool]
 _log = logging.getLogger("transact")
@@ -35,10 +40,11 @@ class TransactMiddleware:
     Pure ASGI: it awaits the application in the request's own task and passes everything on that does not concern it.
     """
 
-    def __init__(self, app: ASGIApp, *, database: Database, veto: Veto) -> None:
+    def __init__(self, app: ASGIApp, *, database: Installable, veto: Veto) -> None:
         self.app = app
         self.database = database
         self.veto = veto
+        self._checked: object = None  # the application whose routes were looked at last
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run one request. Raises what the application raises, or the error of a COMMIT that no handler takes."""
@@ -49,21 +55,19 @@ class TransactMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        installed: dict[Database, RequestUnits] = scope.setdefault(SCOPE_KEY, {})
-        if database in installed:  # an application mounted in one that shares the database
+        if database in scope.get(SCOPE_KEY, {}):  # an application mounted in one that shares the database
             await self.app(scope, receive, send)
             return
-        database._check_routes(scope["app"])
-        runtime = database._runtime
-        request = _Request(self, RequestUnits(runtime, scope), scope, receive, send)
-        installed[database] = request.units
-        outer = runtime.current.get()
-        runtime.current.set(request.units.automatic.root)
+        if scope["app"] is not self._checked:
+            database._check_routes(scope["app"])
+            self._checked = scope["app"]
+        current = database._runtime.current
+        outer = current.get()
         try:
-            await request.run()
+            await _Request(self, scope, receive, send).run()
         finally:
-            runtime.current.set(outer)
-            del installed[database]
+            current.set(outer)
+            scope[SCOPE_KEY].pop(database).let_go()
 
     async def _start(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -76,50 +80,125 @@ class TransactMiddleware:
         await self.app(scope, receive, send)
 
 
+class Units(Protocol):
+    """What one request holds: of one database ``RequestUnits``, which see, of several ``SeveralUnits``."""
+
+    @property
+    def ended(self) -> bool: ...  # noqa: D102  # here and below: told by the two classes
+    @property
+    def retry(self) -> Retry | None: ...  # noqa: D102
+    @property
+    def cause(self) -> BaseException | None: ...  # noqa: D102
+    def label(self) -> str: ...  # noqa: D102
+    def hint(self, error: BaseException) -> str | None: ...  # noqa: D102
+    async def end(self, error: BaseException | None, *, success: bool) -> None: ...  # noqa: D102
+
+
 class _Request:
-    """One request: the application's messages on their way to the server."""
+    """One request: the application's messages on their way to the server, in one attempt or in several."""
 
-    __slots__ = ("_failure", "_middleware", "_receive", "_scope", "_send", "_started", "units")
+    __slots__ = (
+        "_application", "_failure", "_middleware", "_pristine", "_receive", "_replay", "_retry", "_scope", "_send",
+        "_started", "_tries", "units",
+    )  # fmt: skip
 
-    def __init__(
-        self, middleware: TransactMiddleware, units: RequestUnits, scope: Scope, receive: Receive, send: Send
-    ) -> None:
+    def __init__(self, middleware: TransactMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
+        runtime = middleware.database._runtime
+        scope.setdefault(SCOPE_KEY, {})
         self._middleware = middleware
+        self._application = scope["app"]  # one that is mounted in it puts itself there
         self._scope = scope
         self._receive = receive
         self._send = send
         self._started = False
         self._failure: Exception | None = None
-        self.units = units
+        self._retry: Retry | None = None  # set with the failure of an attempt that another may follow
+        self._replay: Replay | None = None
+        if runtime.retries_requests:
+            self._tries = Tries(runtime)
+            self._replay = Replay(receive)
+            self._receive = self._replay.receive
+            self._pristine = Pristine(scope)
+        self.units: Units = self._new_units()
+
+    def _new_units(self) -> Units:
+        database = self._middleware.database
+        units = self._scope[SCOPE_KEY][database] = database._new_units(self._scope)
+        database._runtime.current.set(units.automatic.root)
+        return units
 
     async def run(self) -> None:
-        """Run the application; whatever happens, the unit of work has ended and holds nothing afterwards."""
-        application = self._scope["app"]
+        """Run the application, again after a transient failure; when it is over, the unit of work holds nothing."""
+        while (failure := await self._run_once()) is not None:
+            if self._retry is not None:
+                try:
+                    pause = self._tries.pause(self._retry, failure, self.units.label())
+                except RetriesExhausted as exhausted:
+                    failure = exhausted
+                else:
+                    await asyncio.sleep(pause)
+                    self._start_over()
+                    continue
+            await self._answer(self._application, failure)
+            return
+
+    async def _run_once(self) -> Exception | None:
+        """Run the application; return why its response was dropped, and ``None`` if it was not."""
         try:
             await self._middleware.app(self._scope, self._receive, self.send)
         except BaseException as error:
-            if self._failure is None:
+            if self._failure is None and isinstance(error, Exception):
+                self._failure = self._curable(error, self.units.cause)
+            if self._failure is None or isinstance(error, asyncio.CancelledError):
                 await self._abandon(error)
                 raise
-        if self._failure is None:
-            await self._abandon(None)
-            return
         # Also if the application caught what unwound it: a response that was dropped stays dropped.
-        await self._answer(application, self._failure)
+        await self._abandon(self._failure)
+        return self._failure
+
+    def _start_over(self) -> None:
+        assert self._replay is not None  # noqa: S101  # without it no attempt is followed by another
+        self._pristine.restore(self._scope)
+        self._receive = self._replay.again()
+        self._failure = self._retry = None
+        self.units = self._new_units()
+
+    def _curable(self, *errors: BaseException | None) -> Exception | None:
+        """The first of ``errors`` after which the application shall be called again, if it can be."""
+        retry = self.units.retry
+        if self._replay is None or retry is None or not self._replay.whole:
+            return None
+        if self._used_elsewhere():
+            return None
+        failure = self._tries.curable(retry, *errors)
+        if failure is not None:
+            self._retry = retry
+        return failure
+
+    def _used_elsewhere(self) -> bool:
+        """Whether a database that ends apart from this has been used: what it stored or began would be done twice."""
+        return any(units.used for units in self._scope[SCOPE_KEY].values() if units is not self.units)
 
     async def send(self, message: Message) -> None:
         """Pass a message on; the first of a response ends the unit of work before."""
         if self._failure is not None:
             raise _ResponseDropped
         if message["type"] == "http.response.start" and not self._started:
-            status = message["status"]
-            vetoed = self._middleware.veto(status, Headers(raw=message.get("headers", [])))
-            try:
-                await self.units.end(None, success=not vetoed)
-            except Exception as error:
-                self._failure = error
-                raise _ResponseDropped from error
+            if self._replay is not None:
+                # A response that an exception handler sends is sent while that exception is being handled.
+                self._failure = self._curable(sys.exc_info()[1], self.units.cause)
+            if self._failure is None:
+                vetoed = self._middleware.veto(message["status"], Headers(raw=message.get("headers", [])))
+                try:
+                    await self.units.end(None, success=not vetoed)
+                except Exception as error:  # noqa: BLE001  # raised again below, or answered once the application has unwound
+                    self._failure = error
+                    self._curable(error)
+            if self._failure is not None:
+                raise _ResponseDropped from self._failure
             self._started = True
+            if self._replay is not None:
+                self._replay.forget()
         await self._send(message)
 
     async def _abandon(self, error: BaseException | None) -> None:
@@ -144,7 +223,7 @@ class _Request:
 
     async def _handled(self, handlers: Mapping[Any, Any], failure: Exception) -> bool:
         """Let the application's handlers answer; return whether they did, and not by claiming that something is stored."""
-        committed = getattr(failure, "committed", False)
+        committed = getattr(failure, "committed", False) is True  # of PartialCommit it is names, and that is no success
 
         # Starlette counts a response as started before it awaits send(), so an exception raised in there reaches no handler.
         # Its public middleware, with the application's handlers around something that raises, does what would have been

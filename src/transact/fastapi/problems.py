@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from transact import errors
-from transact.fastapi.requests import request_label
+from transact.fastapi.requests import one_line, request_label
 
 MEDIA_TYPE = "application/problem+json"
 _RETRY_AFTER = 1  # seconds; the least that RFC 9110, section 10.2.3, can say
@@ -71,6 +71,7 @@ KINDS: Mapping[type[errors.TransactError], Kind] = {
         500, "It is not known whether the request took effect. Look before you repeat it."
     ),
     errors.AfterCommitError: Kind(500, "The request took effect, but something that follows from it failed."),
+    errors.PartialCommit: Kind(500, "Only a part of the request took effect. Look before you repeat it."),
     errors.TransactError: Kind(500, "The request could not be completed."),
 }
 
@@ -172,5 +173,5 @@ class ProblemHandler:
 def describe(error: errors.TransactError) -> str:
     """An error for a log line: its class, code and constraint, never a value."""
     facts = {name: getattr(error, name, None) for name in ("sqlstate", "errno", "constraint", "table")}
-    told = ", ".join(f"{name}={value}" for name, value in facts.items() if value)
+    told = ", ".join(f"{name}={one_line(str(value))}" for name, value in facts.items() if value)
     return f"{type(error).__name__}({told})"

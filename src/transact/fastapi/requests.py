@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.util import greenlet_spawn
 
 from transact._core.events import ChangesDiscarded
 from transact._core.propagation import check_compatible
-from transact._core.states import State
+from transact._core.states import State, first_cause
 from transact._sqlalchemy.connection import GuardedConnection
-from transact._sqlalchemy.faces import end, pause
+from transact._sqlalchemy.faces import Spawn, end, pause
+from transact._sqlalchemy.limits import limits_of, shorten
+from transact._sqlalchemy.manual import shield_commits
 from transact._sqlalchemy.runtime import Runtime
 from transact._sqlalchemy.unit import Unit
 from transact.errors import TransactionEnded, UsageError
-from transact.options import Isolation, Options
+from transact.options import Isolation, Options, Retry
 
 if TYPE_CHECKING:
     from starlette.requests import HTTPConnection
 
-    from transact.fastapi.database import Database
+    from transact.fastapi.database import Installable
 
+_NOT_ASKED = Options()
 SCOPE_KEY = "transact.requests"
 # At the higher levels a transaction is one snapshot, and to end it would be to read another one.
 _READS_MAY_PAUSE = frozenset({None, Isolation.READ_UNCOMMITTED, Isolation.READ_COMMITTED})
@@ -33,17 +39,25 @@ def request_label(scope: Mapping[str, Any]) -> str:
     # and a label without prefixes is all that is lost if it goes.
     included = (scope.get("fastapi") or {}).get("effective_route_context")
     path = getattr(included, "path", None) or getattr(scope.get("route"), "path", None) or "(no route)"
-    return f"{scope.get('method', '')} {scope.get('root_path', '')}{path}".strip()
+    return one_line(f"{scope.get('method', '')} {scope.get('root_path', '')}{path}".strip())
+
+
+def one_line(words: str) -> str:
+    """``words`` for a log line. What could end the line or steer a terminal is escaped: the client may have sent it."""
+    return words if words.isprintable() else repr(words)[1:-1]
 
 
 class RequestUnits:
     """What one request holds of one database: an automatic unit of work and, if asked for, a reading and a manual one.
 
     The reading one is that of ``read_only=True``, asked for before anything that may write; after that, it is the automatic
-    one. Nothing is opened before it is asked for. ``ended`` is set when the response begins.
+    one. Nothing is opened before it is asked for. ``used`` is set when something is, ``ended`` when the response begins.
     """
 
-    __slots__ = ("_connections", "_manual", "_reading", "_runtime", "_scope", "automatic", "ended")
+    __slots__ = ("_connections", "_label", "_manual", "_reading", "_runtime", "_scope", "automatic", "ended", "used")
+
+    _spawn: Spawn = staticmethod(greenlet_spawn)
+    _connection_of: Callable[[Unit], Any] = GuardedConnection
 
     def __init__(self, runtime: Runtime, scope: Mapping[str, Any]) -> None:
         self._runtime = runtime
@@ -51,7 +65,10 @@ class RequestUnits:
         self._manual: Unit | None = None
         self._reading: Unit | None = None
         self._connections: dict[Unit, GuardedConnection] = {}
-        self.automatic = Unit(runtime, Options(), self.label, state=State.READY)
+        # Not the method of this object: a cycle would leave each request to the garbage collector.
+        self._label = partial(request_label, scope)
+        self.automatic = runtime.new_unit(_NOT_ASKED, self._label, state=State.READY)
+        self.used = False
         self.ended = False
 
     def label(self) -> str:
@@ -67,45 +84,64 @@ class RequestUnits:
         unit = await self._unit(options)
         found = self._connections.get(unit)
         if found is None:
-            found = self._connections[unit] = GuardedConnection(unit)
+            found = self._connections[unit] = self._connection_of(unit)
         return found
 
     async def _unit(self, options: Options) -> Unit:
         self._check_not_ended()
+        self.used = True
         root = self.automatic.root
         if root.state is not State.READY:
-            check_compatible(options, root.options)
-            return self.automatic
+            return _joined(self.automatic, options)
         if options.read_only:
             return self._reading_unit(options)
-        root.options = options
+        root.options = options.or_else(self._runtime.defaults)
+        self.automatic.own_limits = self.automatic.limits = limits_of(root.options)  # its time begins now
         if options.label is not None:
             root.rename(options.label)
         root.move_to(State.ACTIVE)
-        if self._reading is not None and self._reading.root.options.isolation in _READS_MAY_PAUSE:
+        reading = self._reading
+        if reading is not None and not reading.reads_alone and reading.root.options.isolation in _READS_MAY_PAUSE:
             # Requests that hold one connection and wait for another could wait for each other.
-            await pause(self._reading)
+            await pause(reading, self._spawn)
         return self.automatic
 
     def _reading_unit(self, options: Options) -> Unit:
         # Apart from the writing one, or a dependency that only reads would make its route's writes fail.
-        if self._reading is None:
-            self._reading = Unit(self._runtime, options, options.label or self.label)
-        else:
-            check_compatible(options, self._reading.root.options)
+        if self._reading is not None:
+            return _joined(self._reading, options)
+        self._reading = self._runtime.new_unit(options.or_else(self._runtime.defaults), options.label or self._label)
+        self._reading.beside = self.automatic
         return self._reading
 
-    def manual_session(self, options: Options) -> AsyncSession:
+    async def manual_session(self) -> AsyncSession:
         """A session that the route itself begins, commits and rolls back."""
         self._check_not_ended()
+        self.used = True
         if self._manual is None:
-            self._manual = Unit(self._runtime, options, self.label, managed=False)
+            isolation = self._runtime.defaults.isolation
+            self._manual = self._runtime.new_unit(Options(isolation=isolation), self._label, managed=False)
+            shield_commits(self._manual)
         return self._manual.handle
+
+    @property
+    def retry(self) -> Retry | None:
+        """How this request is tried again. One with a manual session is not: it may have committed something."""
+        if self._manual is not None:
+            return None
+        unit = self.automatic if self.automatic.root.options.retry is not None else self._reading
+        return unit.root.options.retry if unit is not None else None
+
+    @property
+    def cause(self) -> BaseException | None:
+        """The first error that doomed a transaction of this request, whoever handled it since."""
+        units = (self.automatic, self._reading)
+        return next((c for unit in units if unit is not None and (c := first_cause(unit.root.marks))), None)
 
     async def end(self, error: BaseException | None, *, success: bool) -> None:
         """End everything: ``error`` or no ``success`` roll back. Raises what makes the response untrue."""
         self.ended = True
-        cause = error or (None if success else _ROLLED_BACK)
+        cause = error or (None if success else ROLLED_BACK)
         failed: BaseException | None = None
         for unit in (self._manual, self._reading, self.automatic):
             if unit is not None:
@@ -116,15 +152,24 @@ class RequestUnits:
         if failed is not None:
             raise failed
 
+    def leave(self) -> None:
+        """Everything has ended: give back what the request held beside its units."""
+
     async def _end(self, unit: Unit, cause: BaseException | None) -> None:
         if unit.root.state is State.READY:
             unit.root.move_to(State.ROLLED_BACK)
         elif unit is not self._manual:
-            await end(unit, cause)
+            await end(unit, cause, self._spawn)
         else:
             if cause is None and unit.has_changes:
                 unit.emit(ChangesDiscarded)
-            await end(unit, cause or _ROLLED_BACK)
+            await end(unit, cause or ROLLED_BACK, self._spawn)
+
+    def let_go(self) -> None:
+        """Leave nothing to the garbage collector: the request is over."""
+        for unit in (self._manual, self._reading, self.automatic):
+            if unit is not None:
+                unit.let_go()
 
     def hint(self, error: BaseException) -> str | None:
         """What to add to the log line of a response that could not be built from an object not yet flushed."""
@@ -139,18 +184,29 @@ class RequestUnits:
     def _check_not_ended(self) -> None:
         if self.ended:
             raise TransactionEnded(
-                f"a session was asked for after the response of {self.label()!r} had begun; use `async with db.transaction()`"
+                f"a session was asked for after the response of {self.label()!r} had begun; use "
+                f"`{self._runtime.enter_by} db.transaction()`"
             )
+
+
+def _joined(unit: Unit, options: Options) -> Unit:
+    """``unit``, which ``options`` are asked of as well. The request is one: whoever asks for a retry asks for all of it."""
+    root = unit.root
+    check_compatible(options, root.options)
+    if options.retry is not None:
+        root.options = replace(root.options, retry=options.retry)
+    shorten(unit, options)
+    return unit
 
 
 class ResponseVetoed(Exception):  # not an error: the reason of a rollback, never raised
     """Why a transaction was rolled back although no exception left the route: its response says that it failed."""
 
 
-_ROLLED_BACK = ResponseVetoed("the response's status rolls back")
+ROLLED_BACK = ResponseVetoed("the response's status rolls back")
 
 
-def units_of(connection: HTTPConnection, database: Database) -> RequestUnits:
+def units_of(connection: HTTPConnection, database: Installable) -> RequestUnits:
     """Find the running request's units. Raises ``UsageError`` for a websocket or where ``install`` was forgotten."""
     if connection.scope["type"] == "websocket":
         raise UsageError(

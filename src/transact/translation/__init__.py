@@ -16,7 +16,7 @@ from sqlalchemy import MetaData, exc
 
 from transact import errors
 from transact.translation import mysql, postgresql, sqlite
-from transact.translation._chain import is_driver, linked, reported
+from transact.translation._chain import is_driver, is_told, linked, reported
 from transact.translation._engine import Code, Engine, Kind, Names, without_values
 from transact.translation._join import join
 from transact.translation._metadata import resolve
@@ -32,6 +32,9 @@ _ENGINES: Final[dict[str, Engine]] = {
 #: could be wrong (MySQL counts an unknown database as one).
 _NO_CONNECTION: Final = frozenset({None, errors.DatabaseError, errors.ConnectionLost, errors.InvalidStatement})
 
+#: How a server ends what takes too long; PostgreSQL also ends the session of a program that does nothing.
+_ENDED_BY_DEADLINES: Final = frozenset({errors.StatementTimeout, errors.LockTimeout, errors.ConnectionLost})
+
 #: What drivers let through when a value cannot be put on the wire: sqlite3 an integer over 64 bits, all of them text
 #: with a lone surrogate.
 _UNSENDABLE: Final = (OverflowError, UnicodeEncodeError)
@@ -44,6 +47,7 @@ def translate(
     wrapped: exc.StatementError | None = None,
     connecting: bool = False,
     disconnected: bool = False,
+    late: bool = False,
     metadata: MetaData | None = None,
 ) -> errors.DatabaseError | None:
     """Return the error to raise in place of ``error``, or None if it is not a database's and should go on as it is.
@@ -57,6 +61,8 @@ def translate(
       a ``sqlalchemy.exc.DataError`` if it is ``InvalidData``, and a ``sqlalchemy.exc.OperationalError`` otherwise.
     - ``connecting``: there was no connection yet.
     - ``disconnected``: SQLAlchemy judged the connection to be gone.
+    - ``late``: the transaction's deadline has passed, so that is what a statement, or the wait for a lock, ran into, or why
+      the connection is gone.
     - ``metadata``: resolves the names of constraints to tables and columns and back.
     """
     if not isinstance(error, Exception) or isinstance(error, errors.TransactError):
@@ -75,13 +81,16 @@ def translate(
         kind = errors.DatabaseError
     if kind is None:
         return None
+    if late and kind in _ENDED_BY_DEADLINES:
+        kind = errors.TransactionTimeout
     if wrapped is None:
         theirs = exc.DataError if issubclass(kind, errors.InvalidData) else exc.OperationalError
         wrapped = theirs(None, None, error, connection_invalidated=disconnected)
     names = engine.names(said, kind) if issubclass(kind, errors.IntegrityViolation) else None
     if names is not None and metadata is not None:
         names = resolve(names, kind, metadata, dialect)
-    return join(kind, wrapped, _text(engine, kind, code, said, type(wrapped.orig)), **_fields(code, names))
+    joined = join(kind, wrapped, _text(engine, kind, code, said, type(wrapped.orig)), **_fields(code, names))
+    return _with_hint(joined, engine.hints.get(code.sqlstate or ""))
 
 
 def codes(error: BaseException, dialect: str) -> Code:
@@ -94,6 +103,25 @@ def codes(error: BaseException, dialect: str) -> Code:
     engine = _ENGINES[dialect]
     chain = reported(error, engine.drivers)
     return engine.read(chain)[0] if chain else Code()
+
+
+def judged(
+    error: BaseException, dialect: str, before: BaseException | None = None
+) -> tuple[type[errors.TransactError] | None, list[BaseException]]:
+    """The class of the nearest database error at or behind ``error``, found as ``codes`` finds it, and all that was seen.
+
+    ``None`` if there is none. An error of this library that is not the database's counts as itself. ``before`` was being
+    handled before the work began that failed with ``error``; all that was raised since has it as a context.
+    """
+    engine = _ENGINES[dialect]
+    seen = linked(error)
+    chain = reported(error, engine.drivers, before)
+    seen += [item for item in chain if all(item is not known for known in seen)]
+    for item in chain:
+        if isinstance(item, errors.TransactError) and is_told(item):
+            return type(item), seen
+    kind = (engine.kind(*engine.read(chain)) or _kind_without_code(engine, chain, connecting=False)) if chain else None
+    return kind or next((type(item) for item in seen if isinstance(item, errors.TransactError)), None), seen
 
 
 def _is_database(engine: Engine, chain: list[BaseException], wrapped: exc.StatementError | None) -> bool:
@@ -125,6 +153,12 @@ def _text(engine: Engine, kind: Kind, code: Code, said: BaseException, origin: t
     )
 
 
+def _with_hint(error: errors.DatabaseError, hint: str | None) -> errors.DatabaseError:
+    if hint is not None:
+        error.add_note(hint)
+    return error
+
+
 def _fields(code: Code, names: Names | None) -> dict[str, object]:
     fields: dict[str, object] = {"sqlstate": code.sqlstate, "errno": code.errno}
     if names is not None:
@@ -132,4 +166,4 @@ def _fields(code: Code, names: Names | None) -> dict[str, object]:
     return fields
 
 
-__all__ = ["Code", "codes", "translate"]
+__all__ = ["Code", "codes", "judged", "translate"]

@@ -11,12 +11,15 @@ from collections.abc import Iterator
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from transact.errors import TransactError
+from transact.errors import TransactError, TransactionLost, UnexpectedRollback
 
 #: No honest chain is this long. It bounds the work for a chain that somebody builds on purpose.
 _LIMIT = 32
 
 _LINKS = ("orig", "driver_exception", "__cause__")
+
+#: What only tells of another error, which is its cause.
+_MESSENGERS = (UnexpectedRollback, TransactionLost)
 
 
 def linked(error: BaseException) -> list[BaseException]:
@@ -34,16 +37,21 @@ def linked(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def reported(error: BaseException, drivers: frozenset[str]) -> list[BaseException]:
+def reported(error: BaseException, drivers: frozenset[str], before: BaseException | None = None) -> list[BaseException]:
     """The chain of the nearest error of a database at or behind ``error``; contexts count. Empty if there is none.
 
     A program's own exception may have been raised while a database's was handled; behind a database's error no context
-    counts, as ``linked`` explains.
+    counts, as ``linked`` explains. Nor does ``before`` as a context, which was being handled before all this began.
     """
-    for chain in _histories(error):
-        if any(isinstance(item, (SQLAlchemyError, TransactError)) or is_driver(item, drivers) for item in chain):
+    for chain in _histories(error, before):
+        if any(is_told(item) or is_driver(item, drivers) for item in chain):
             return chain
     return []
+
+
+def is_told(error: BaseException) -> bool:
+    """Whether ``error`` is SQLAlchemy's or this library's own word about a failure, not only that something else failed."""
+    return isinstance(error, (SQLAlchemyError, TransactError)) and not isinstance(error, _MESSENGERS)
 
 
 def history(error: BaseException) -> Iterator[BaseException]:
@@ -57,7 +65,7 @@ def is_driver(error: BaseException, drivers: frozenset[str]) -> bool:
     return any(base.__module__.partition(".")[0] in drivers for base in type(error).__mro__)
 
 
-def _histories(error: BaseException) -> Iterator[list[BaseException]]:
+def _histories(error: BaseException, before: BaseException | None = None) -> Iterator[list[BaseException]]:
     pending, seen = [error], set[int]()
     for root in pending:  # grows while it is read
         if id(root) in seen or len(seen) >= _LIMIT:
@@ -65,7 +73,8 @@ def _histories(error: BaseException) -> Iterator[list[BaseException]]:
         chain = [item for item in linked(root) if id(item) not in seen]
         seen.update(map(id, chain))
         yield chain
-        pending += [item.__context__ for item in chain if item.__context__ and not item.__suppress_context__]
+        contexts = (item.__context__ for item in chain if not item.__suppress_context__)
+        pending += [context for context in contexts if context is not None and context is not before]
 
 
 def _link(error: BaseException, name: str) -> BaseException | None:

@@ -48,6 +48,7 @@ class Engine:
     - ``text``: the driver's words without details that quote rows.
     - ``names``: the constraint, table and columns of an integrity error.
     - ``quotes_values``: whether the words for this code quote values between quotation marks.
+    - ``hints``: a SQLSTATE -> what to do about it, where the server's words do not lead there.
     - ``hidden_by``: an error number -> the numbers of errors that it may hide, when one of them stands behind it.
     """
 
@@ -57,6 +58,7 @@ class Engine:
     text: Callable[[BaseException], str]
     names: Callable[[BaseException, Kind], Names]
     quotes_values: Callable[[Code, Kind], bool]
+    hints: Mapping[str, str] = field(default_factory=dict)
     hidden_by: Mapping[int, frozenset[int]] = field(default_factory=dict)
 
     def read(self, chain: Sequence[BaseException]) -> tuple[Code, BaseException]:

@@ -51,9 +51,13 @@ _CLASSES: Final[dict[str, Kind]] = {
     "42": errors.InvalidStatement,
 }
 
-#: A deadlock or a changed row undoes the whole transaction, its savepoints with it. ROLLBACK TO, or RELEASE, then fails
-#: with 1305 "SAVEPOINT does not exist" while the first error is handled, and hides what happened.
-_HIDDEN_BY: Final = {1305: frozenset({1020, 1213, 1614})}
+#: A deadlock, a changed row or a full lock table undoes the whole transaction, its savepoints with it (InnoDB's
+#: convert_error_code_to_mysql). ROLLBACK TO, or RELEASE, then fails with 1305 "SAVEPOINT does not exist" while the first
+#: error is handled, and hides what happened.
+ENDS_TRANSACTION: Final = frozenset({1020, 1206, 1213, 1614})
+#: A lock timeout undoes its statement only, unless the server runs with innodb_rollback_on_timeout.
+MAY_END_TRANSACTION: Final = 1205
+_HIDDEN_BY: Final = {1305: ENDS_TRANSACTION}
 
 #: Messages that quote only names, though their kin quote values: "Data too long for column 'name' at row 1".
 _NAMES_ONLY: Final = frozenset({1264, 1265, 1406})

@@ -52,6 +52,14 @@ _CLASSES: Final[dict[str, Kind]] = {
 #: by this routine of the server. asyncpg judges by the same field, since message texts are translated.
 _STALE_PLAN: Final = ("0A000", "RevalidateCachedQuery")
 
+#: A statement was prepared on another session than it is run on, or is there already.
+_POOLER: Final = (
+    "Is there a pooler in transaction mode, such as PgBouncer, in between? Then prepare nothing: "
+    'Database(…, engine_options={"connect_args": …}) with {"statement_cache_size": 0, "prepared_statement_cache_size": 0} '
+    'for asyncpg, {"prepare_threshold": None} for psycopg'
+)
+_HINTS: Final = {"26000": _POOLER, "42P05": _POOLER}
+
 _SQLSTATE_LENGTH: Final = 5
 
 
@@ -106,4 +114,5 @@ ENGINE: Final = Engine(
     text=_text,
     names=_names,
     quotes_values=_quotes_values,
+    hints=_HINTS,
 )

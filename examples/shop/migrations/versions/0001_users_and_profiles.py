@@ -2,16 +2,20 @@
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects import mysql
 
 revision = "0001"
 down_revision = None
 
 
 def upgrade() -> None:
+    # By default MySQL and MariaDB take é, É and e for one letter, also where they look for a username that exists.
+    binary = mysql.VARCHAR(200, collation="utf8mb4_bin")
+    username = sa.String(200).with_variant(binary, "mysql", "mariadb")
     op.create_table(
         "users",
         sa.Column("id", sa.Integer, nullable=False),
-        sa.Column("username", sa.String(200), nullable=False),
+        sa.Column("username", username, nullable=False),
         sa.Column("email", sa.String(254)),
         sa.PrimaryKeyConstraint("id", name="pk_users"),
         sa.UniqueConstraint("username", name="uq_users_username"),

@@ -1,0 +1,347 @@
+"""The pool: who waits for a connection is served in turn, and who holds one can be named."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from contextlib import suppress
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sqlalchemy import event, exc
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool
+from sqlalchemy.util.queue import AsyncAdaptedQueue, Queue
+
+from transact._core.events import ConnectionHeld, Holder, WaitedForConnection
+from transact._sqlalchemy.closing import ClosingPool
+from transact._sqlalchemy.keys import READ_ONLY
+from transact._sqlalchemy.limits import check_deadline, time_left
+from transact._sqlalchemy.line import Line, Place
+from transact._sqlalchemy.liveness import lost_between_statements
+from transact._sqlalchemy.modes import Mode
+from transact._sqlalchemy.plain import AnyEngine, plain_engine
+from transact._sqlalchemy.waiting import nobody_can_proceed
+from transact.errors import ConfigurationError, DatabaseError, PoolTimeout
+from transact.translation import translate
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import ExceptionContext
+
+    from transact._sqlalchemy.runtime import Runtime
+    from transact._sqlalchemy.timers import Timer
+
+LONG = 10.0
+"""Seconds after which the holder of a connection is reported; then after twice as many, and so on."""
+UNKNOWN = "(unknown)"
+"""The label of whoever holds a connection that no unit of work knows of: it is of ``db.engine`` or ``db.session_factory``."""
+_PLACE = "transact_place"
+_LOOKS = 100
+_SHOWN = 120
+
+#: What a server says that can no longer be written to: PostgreSQL's SQLSTATE, MySQL's and MariaDB's error numbers. The same
+#: is said of a transaction that asked to be read-only, but for 1290 and 1836.
+_BECAME_READ_ONLY = {"25006", 1290, 1836}
+
+
+class PoolTimedOut(PoolTimeout, exc.TimeoutError):
+    """``PoolTimeout`` as SQLAlchemy's users know it."""
+
+
+# Tracebacks and logs show the name that the program can import and catch.
+PoolTimedOut.__name__ = PoolTimedOut.__qualname__ = "PoolTimeout"
+PoolTimedOut.__module__ = PoolTimeout.__module__
+
+
+class _Queue(AsyncAdaptedQueue[Any]):
+    """Those who come here have a place: there is a connection, or room to make one.
+
+    To wait here would not be fair, and waits for a connection to come back also when there is room for a new one, as after
+    a connect that failed.
+    """
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: ARG002, FBT001, FBT002  # SQLAlchemy's
+        return self.get_nowait()
+
+
+class _ThreadQueue(Queue[Any]):
+    """The same between threads."""
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: ARG002, FBT001, FBT002  # as above
+        return super().get(block=False)
+
+
+class TransactPool(QueuePool):
+    """A queue pool with a line before it, whose failures to give a connection are errors of this library."""
+
+    runtime: ClassVar[Runtime]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        unbounded = self._max_overflow < 0
+        self._line = Line(None if unbounded else self.size() + self._max_overflow)
+        self._disposed = False
+        self._timer: Timer | None = None
+
+    def connect(self) -> PoolProxiedConnection:
+        """``take`` for a unit of work, or for somebody who may do anything."""
+        return self.take(self.runtime.mode_asked())
+
+    def take(self, mode: Mode) -> PoolProxiedConnection:
+        """Give a connection, or raise what stands in the way as an error of this library."""
+        connection = self._connect()
+        try:
+            if self.runtime.modes is not None:
+                self.runtime.modes.prepare(connection, mode)
+        except BaseException as failed:
+            connection.invalidate(failed)
+            if error := lost_between_statements(self.runtime.engine.dialect, failed):
+                raise error from failed
+            raise
+        return connection
+
+    def _connect(self) -> PoolProxiedConnection:
+        runtime = self.runtime
+        try:
+            connection = super().connect()
+        except PoolTimedOut:
+            raise
+        except exc.InvalidRequestError as error:
+            # SQLAlchemy's last word when a new connection, too, was found closed when it was to be handed out.
+            closed = ConnectionError("the server closes each new connection at once")
+            raise translate(closed, runtime.engine.dialect.name, connecting=True) or closed from error
+        except TypeError as error:
+            # An argument of the URL or of connect_args that this driver does not have.
+            raise ConfigurationError(f"{runtime.engine.dialect.driver} cannot connect like this: {error}") from error
+        except Exception as error:
+            if isinstance(error, runtime.engine.dialect.loaded_dbapi.Error):
+                raise  # SQLAlchemy wraps this one itself, and then asks for its translation
+            # asyncmy says RuntimeError of a connection that is closed while it is being made.
+            why = ConnectionError(str(error)) if isinstance(error, RuntimeError) and _is_drivers(error) else error
+            failure = translate(why, runtime.engine.dialect.name, connecting=True)
+            if failure is None:
+                raise
+            raise failure from error
+        place = _place_of(connection)
+        if place is not None:
+            place.statement = None
+        return connection
+
+    # Every way to a connection leads through these two, and back.
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        place = Place(LONG)
+        if not self._line.take(place):
+            self._wait(place)
+        try:
+            self._watch()
+            record = self._take_record()
+            record.record_info[_PLACE] = place  # type: ignore[index]  # a record that exists has one
+        except BaseException:
+            self._line.give_back(place)
+            raise
+        return record
+
+    def _take_record(self) -> ConnectionPoolEntry:
+        for _ in range(_LOOKS):
+            # Who has a place is served; but between two looks of SQLAlchemy's, other threads may give back and take.
+            with suppress(exc.TimeoutError):
+                return super()._do_get()
+        return super()._do_get()
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        place = record.record_info.pop(_PLACE, None)  # type: ignore[union-attr]  # as above
+        try:
+            if self._disposed:
+                # In the queue of a pool that is no longer used it would stay open until the garbage collector comes.
+                self._dec_overflow()
+                record.close()
+            else:
+                super()._do_return_conn(record)
+        finally:
+            if place is not None:
+                self._line.give_back(place)
+
+    def _wait(self, place: Place) -> None:
+        runtime = self.runtime
+        started = time.perf_counter()
+        if nobody_can_proceed(runtime):
+            # To wait would end for all of them in the same instant; one that fails now lets the others go on.
+            raise self._refusal(
+                started,
+                f"each of the {runtime.capacity} connections of the pool is held by a transaction that waits for a second "
+                "one, so none would become free; make the pool larger, or end the outer transactions before",
+            )
+        self.refuse_if_too_many(started, self._line.waiting)
+        asking = runtime.asking.get(runtime.whoami())
+        left = time_left(asking)
+        # With a deadline, no longer than to it; but it must have passed when the wait is over.
+        seconds = self._timeout if left is None else min(left + 0.001, self._timeout)
+        if seconds <= 0 or not runtime.stand_in_line(self._line, place, seconds):
+            refusal = self.refusal_after_wait(started)
+            check_deadline(asking)
+            raise refusal
+        self.tell_wait(started)
+
+    # Also for those who wait before they come here.
+
+    def refuse_if_too_many(self, started: float, waiting: int) -> None:
+        """Raise ``PoolTimeout`` if as many wait as may."""
+        most = self.runtime.max_waiting
+        if most is not None and waiting >= most:
+            raise self._refusal(
+                started, f"no connection is free, and as many as may wait for one do already ({waiting})"
+            )
+
+    def refusal_after_wait(self, started: float) -> PoolTimedOut:
+        """The error of whoever has waited since ``started``, in vain."""
+        return self._refusal(
+            started,
+            f"no connection became free within {self.timeout():g} s (pool_size {self.size()}); the transactions "
+            "that hold them are too long or too many",
+        )
+
+    def tell_wait(self, started: float) -> None:
+        """Tell the listeners of a wait since ``started`` that was worth it."""
+        if self.runtime.listeners:
+            waited = time.perf_counter() - started
+            self.runtime.emit(WaitedForConnection(self.runtime.name, "pool", waited, served=True))
+
+    def _refusal(self, started: float, message: str) -> PoolTimedOut:
+        error = PoolTimedOut(message)
+        error.holders = self.holders()
+        seconds = time.perf_counter() - started
+        self.runtime.emit(WaitedForConnection(self.runtime.name, "pool", seconds, served=False, holders=error.holders))
+        return error
+
+    def holders(self) -> tuple[Holder, ...]:
+        """Who holds connections now, the longest first."""
+        labels = self._labels()
+        return tuple(
+            Holder(labels.get(place, UNKNOWN), place.seconds, shown(place.statement)) for place in self._line.taken
+        )
+
+    def _labels(self) -> dict[Place | None, str]:
+        return {
+            _place_of(connection.connection): unit.label
+            for connection, unit in list(self.runtime.units.items())
+            if not connection.closed and not connection.invalidated
+        }
+
+    # One timer for all holders, which rests while nobody holds anything.
+
+    def _watch(self) -> None:
+        if self._timer is None:
+            self._timer = self.runtime.call_later(LONG, self._look)
+
+    def _look(self) -> None:
+        long = [place for place in self._line.taken if place.seconds >= place.due]
+        labels = self._labels() if long else {}
+        for place in long:
+            seconds = place.seconds
+            place.due = 2 * seconds
+            self.runtime.emit(
+                ConnectionHeld(self.runtime.name, labels.get(place, UNKNOWN), seconds, shown(place.statement))
+            )
+        left = [place.due - place.seconds for place in self._line.taken]
+        self._timer = self.runtime.call_later(max(0.0, min(left)), self._look) if left else None
+
+    def _stop_watching(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+
+    def dispose(self) -> None:
+        """Close the connections that nobody holds, later the others too, and leave nothing in the event loop."""
+        self._stop_watching()
+        self._disposed = True
+        super().dispose()
+
+    def make_anew(self) -> None:
+        """Let no connection be used again that exists now; those that are held are held to their end."""
+        self._invalidate_time = time.time()
+
+
+class AsyncTransactPool(TransactPool, ClosingPool):
+    """The pool of an async engine."""
+
+    _queue_class = _Queue
+    _watched_by: asyncio.AbstractEventLoop | None = None
+
+    def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._watched_by is not loop:  # a timer of a loop that has stopped never comes
+            self._stop_watching()
+            self._watched_by = loop
+        super()._watch()
+
+
+class ThreadTransactPool(TransactPool):
+    """The pool of a plain engine."""
+
+    _queue_class = _ThreadQueue
+
+
+def pool_class(runtime: Runtime) -> type[TransactPool]:
+    """The class of the pools of one database."""
+    base: Any = AsyncTransactPool if runtime.is_async else ThreadTransactPool
+    made: type[TransactPool] = type("TransactPool", (base,), {"runtime": runtime})
+    return made
+
+
+def note_statements(engine: AnyEngine) -> None:
+    """Let the pool of ``engine`` know the last statement of each connection."""
+    if not isinstance(engine.pool, TransactPool):
+        return
+
+    # Listeners of the dialect: one of the engine's connections would make SQLAlchemy prepare all their events, each time.
+    def note(_cursor: object, statement: str, *arguments: Any) -> None:
+        context = arguments[-1]
+        place = _place_of(context.root_connection.connection)
+        if place is not None:
+            compiled = getattr(context, "compiled", None)
+            # In what is sent, values can stand that were bound to be rendered; here they never do.
+            place.statement = statement if compiled is None else compiled.string
+
+    for name in ("do_execute", "do_executemany", "do_execute_no_params"):
+        event.listen(plain_engine(engine), name, note)
+
+
+def drop_if_read_only(context: ExceptionContext, error: DatabaseError | None) -> None:
+    """After a primary has become read-only: make new connections, which lead to the new one or to the one that recovered.
+
+    A transaction that asked to be read-only says nothing of the server.
+    """
+    if error is None or not {error.sqlstate, error.errno} & _BECAME_READ_ONLY or context.connection is None:
+        return
+    options = context.connection.get_execution_options()
+    if options.get("postgresql_readonly") or options.get(READ_ONLY):
+        return
+    pool = context.connection.engine.pool
+    if isinstance(pool, TransactPool):
+        pool.make_anew()
+
+
+def _is_drivers(error: BaseException) -> bool:
+    """Whether it is in a driver's own code that ``error`` was raised."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and "asyncmy" in traceback.tb_frame.f_code.co_filename
+
+
+def _place_of(connection: PoolProxiedConnection | ConnectionPoolEntry) -> Place | None:
+    info = connection.record_info
+    return None if info is None else info.get(_PLACE)  # none: it was detached
+
+
+def shown(statement: str | None) -> str | None:
+    """Enough of ``statement`` to recognise it, in one line of which nothing can be forged."""
+    return None if statement is None else _shortened(statement[: 10 * _SHOWN])
+
+
+@lru_cache(maxsize=256)  # under overload each request that is refused names all holders
+def _shortened(statement: str) -> str:
+    named = re.sub(r"__\[POSTCOMPILE_(\w+)\]", r":\1", statement)
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(named.split()))
+    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…"

@@ -1,0 +1,3 @@
+"""`test_propagation` over the sync face."""
+
+from tests.conformance.test_propagation import *  # noqa: F403
