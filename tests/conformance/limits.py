@@ -1,5 +1,6 @@
 """What the tests of time limits share: what takes long on each server, and what each says of its limits."""
 
+import asyncio
 from typing import Any
 
 from sqlalchemy import TextClause, event, text
@@ -33,7 +34,7 @@ ENDED = {"57014", 1969, 9}
 
 _RUNNING = {
     "postgresql": "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-    " AND pid <> pg_backend_pid() AND state = 'active'",
+    " AND pid <> pg_backend_pid() AND state = 'active' AND backend_type = 'client backend'",
     "mysql": "SELECT count(*) FROM information_schema.processlist WHERE db = database()"
     " AND id <> connection_id() AND command <> 'Sleep'",
 }
@@ -55,6 +56,13 @@ def still_running(observer: Observer, url: str) -> int:
     """How many statements run on the server; SQLite's would hold its connection, and with it the one that asks."""
     query = _RUNNING.get(make_url(url).get_backend_name())
     return observer.scalar(query) if query else 0
+
+
+async def nothing_runs(observer: Observer, url: str) -> None:
+    """Wait until the server runs no statement: it takes a moment to say so after it has told the client."""
+    async with asyncio.timeout(5):  # far less than the statement would take
+        while still_running(observer, url):
+            await asyncio.sleep(0.01)
 
 
 async def limits_told(runs: AsyncConnection | AsyncSession) -> dict[str, float]:
