@@ -7,15 +7,15 @@ pytest finds this module by itself. It does nothing, and imports nothing but pyt
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import pytest
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
 
-    from transact import Database
-    from transact._testing.database import DatabaseUnderTest, Kit, TransactTestWarning
+    from transact._database import BaseDatabase
+    from transact._testing.database import D, DatabaseUnderTest, Kit, TransactTestWarning
     from transact._testing.faults import Fault, Faults
     from transact._testing.watching import CapturedHook, CapturedHooks
 
@@ -42,12 +42,28 @@ _HOMES = {
 class TransactDatabase(Protocol):
     """What the fixture ``transact_database`` is: call it once in a test for each database that the test uses."""
 
-    def __call__(self, database: Database | str | URL, *, patience: float = 5.0) -> DatabaseUnderTest:
+    @overload
+    def __call__(
+        self, database: D, *, sharing: BaseDatabase | None = None, patience: float = 5.0
+    ) -> DatabaseUnderTest[D]: ...
+
+    @overload
+    def __call__(
+        self, database: str | URL, *, sharing: BaseDatabase | None = None, patience: float = 5.0
+    ) -> DatabaseUnderTest[Any]: ...
+
+    def __call__(
+        self, database: Any, *, sharing: BaseDatabase | None = None, patience: float = 5.0
+    ) -> DatabaseUnderTest[Any]:
         """Put ``database``, or a new one for a URL, into one transaction that is rolled back when the test ends.
 
-        ``patience``: seconds that a statement waits for another transaction of this test to end. Raises
-        ``ConfigurationError`` for a bad URL, ``UsageError`` for a database that is under test already, and what stands in
-        the way of a connection.
+        - ``database``: a ``Database`` or a ``SyncDatabase``; for a URL whose driver both have, a ``Database`` is made.
+        - ``sharing``: a ``Database`` over the same server that is under test already: use its transaction, so that both
+          see the same data. Their ``faults`` and ``patience`` are one, too.
+        - ``patience``: seconds that a statement waits for another transaction of this test to end.
+
+        Raises ``ConfigurationError`` for a bad URL, ``UsageError`` for a database that is under test already or whose driver
+        cannot share, and what stands in the way of a connection.
         """
         ...
 

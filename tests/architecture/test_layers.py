@@ -29,7 +29,7 @@ OUTSIDE = [
     {"sqlalchemy"},
     set(),
     {"sqlalchemy", "fastapi", "starlette", "pydantic", "anyio"},
-    {"sqlalchemy"},
+    {"sqlalchemy", "typing_extensions"},
     {"sqlalchemy", "pytest"},
 ]
 LINES_OF_A_FUNCTION = 60

@@ -1,26 +1,32 @@
-"""``DatabaseUnderTest``: a ``Database`` whose every transaction is rolled back when the test ends."""
+"""``DatabaseUnderTest``: a ``Database`` or ``SyncDatabase`` whose every transaction is rolled back when the test ends."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import Any, Generic
 
 from sqlalchemy.engine import URL
+from typing_extensions import TypeVar  # which SQLAlchemy requires; Python's own has no default before 3.13
 
-from transact._sqlalchemy.engines import in_memory
+from transact._database import BaseDatabase
+from transact._sqlalchemy.engines import DRIVERS, SYNC_DRIVERS, in_memory
+from transact._sqlalchemy.plain import AnyEngine, plain_engine
 from transact._sqlalchemy.pool import TransactPool
+from transact._sqlalchemy.runtime import parse_url
 from transact._testing.faults import Faults
 from transact._testing.installing import lend
 from transact._testing.portal import Portal
 from transact._testing.shared import SharedConnection, physical_pool
+from transact._testing.sharing import check_can_be_beside, check_can_share, prepare_to_share
 from transact._testing.watching import CapturedHooks, captured_hooks, counted_statements, held_connections
 from transact.database import Database
 from transact.errors import UsageError
+from transact.sync import SyncDatabase
 
-if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
+D = TypeVar("D", bound=BaseDatabase)
+D_co = TypeVar("D_co", bound=BaseDatabase, default=Database, covariant=True)
 
 PATIENCE = 5.0
 """Seconds that a statement waits for another transaction of the same test to end."""
@@ -34,14 +40,14 @@ class TransactTestWarning(UserWarning):
     """Something in a test went another way than it does on a server, because all of it shares one connection."""
 
 
-class DatabaseUnderTest:
+class DatabaseUnderTest(Generic[D_co]):
     """One database for the time of one test; made by the fixture ``transact_database``.
 
-    - ``database``: the ``Database`` itself.
+    - ``database``: the ``Database`` or ``SyncDatabase`` itself.
     - ``faults``: what is to go wrong; see ``Faults``.
     """
 
-    def __init__(self, database: Database, shared: SharedConnection, engines: list[AsyncEngine]) -> None:
+    def __init__(self, database: D_co, shared: SharedConnection, engines: list[AnyEngine]) -> None:
         self.database = database
         self.faults: Faults = shared.faults
         self._engines = engines
@@ -78,90 +84,129 @@ class DatabaseUnderTest:
 
 
 class Kit:
-    """What lasts longer than one test: the portal, and the connections that tests use one after the other."""
+    """What lasts longer than one test: the portals, and the connections that tests use one after the other."""
 
     def __init__(self) -> None:
-        self._portal: Portal | None = None
-        self._shared: dict[Database, SharedConnection] = {}  # the one that was used last stands last
-        self._databases: dict[str, Database] = {}
-        self._in_use: set[Database] = set()
+        self._portal: Portal | None = None  # of the drivers that await
+        self._shared: dict[BaseDatabase, SharedConnection] = {}  # the one that was used last stands last
+        self._databases: dict[str, BaseDatabase] = {}
+        self._in_use: set[BaseDatabase] = set()
 
     @contextmanager
-    def use(self) -> Iterator[Callable[..., DatabaseUnderTest]]:
+    def use(self) -> Iterator[Callable[..., DatabaseUnderTest[Any]]]:
         """What the fixture gives to one test; at the end all of it is rolled back."""
         with ExitStack() as stack:
 
-            def transact_database(database: Database | str | URL, *, patience: float = PATIENCE) -> DatabaseUnderTest:
-                return stack.enter_context(self._under_test(self._database(database), patience))
+            def transact_database(
+                database: BaseDatabase | str | URL, *, sharing: BaseDatabase | None = None, patience: float = PATIENCE
+            ) -> DatabaseUnderTest[Any]:
+                found = self._database(database)
+                return stack.enter_context(self._under_test(found, sharing, patience))
 
             yield transact_database
 
     def close(self) -> None:
-        """Close all connections and the portal."""
-        if self._portal is None:
-            return
-        for shared in self._shared.values():
-            self._portal.run(shared.close)
-        self._shared.clear()
-        self._portal.stop()
-        self._portal = None
+        """Close all connections and the portals."""
+        for database in list(self._shared):
+            self._let_go(database)
+        if self._portal is not None:
+            self._portal.stop()
+            self._portal = None
 
-    def _database(self, given: Database | str | URL) -> Database:
-        if isinstance(given, Database):
+    def _database(self, given: BaseDatabase | str | URL) -> BaseDatabase:
+        if isinstance(given, BaseDatabase):
             return given
         if not isinstance(given, str | URL):
             raise UsageError(f"transact_database({given!r}): give it the application's Database, or a URL")
         key = given if isinstance(given, str) else given.render_as_string(hide_password=False)
         if key not in self._databases:
-            self._databases[key] = Database(given)
+            plain = parse_url(given).drivername in SYNC_DRIVERS.keys() - DRIVERS.keys()
+            self._databases[key] = SyncDatabase(given) if plain else Database(given)
         return self._databases[key]
 
     @contextmanager
-    def _under_test(self, database: Database, patience: float) -> Iterator[DatabaseUnderTest]:
+    def _under_test(self, database: D, sharing: BaseDatabase | None, patience: float) -> Iterator[DatabaseUnderTest[D]]:
         if database in self._in_use:
             raise UsageError(
                 f"transact_database() was called twice in one test for database {database.name!r}: call it in one fixture, "
                 "and let everything else use that"
             )
-        if self._portal is None:
-            self._portal = Portal()
-        portal, shared = self._portal, self._shared_by(database, self._portal)
-        engines = _engines_of(database)
-        shared.patience = patience
-        shared.faults = Faults(database.engine.dialect, lambda: _drop_idle(engines))
         with ExitStack() as undone:
-            portal.run(shared.begin)
-            undone.callback(portal.run, shared.end)
+            if sharing is None:
+                shared = undone.enter_context(self._begun(database, patience))
+            else:
+                shared = self._joined(database, sharing)
+            engines = _engines_of(database)
             for engine in engines:
-                undone.callback(lend(engine, shared, portal, database._runtime))
+                undone.callback(lend(engine, shared, database._runtime))
+                shared.lent_by.append(engine)
             self._in_use.add(database)
             undone.callback(self._in_use.discard, database)
             # A test before may have closed it, with the lifespan of its application for one.
             undone.callback(setattr, database, "_closed", database._closed)
             database._closed = False
             yield DatabaseUnderTest(database, shared, engines[:1])
-        _tell(shared)
+        if sharing is None:
+            _tell(shared)
 
-    def _shared_by(self, database: Database, portal: Portal) -> SharedConnection:
+    @contextmanager
+    def _begun(self, database: BaseDatabase, patience: float) -> Iterator[SharedConnection]:
+        check_can_be_beside(database, self._in_use)
+        shared = self._shared_by(database)
+        shared.patience = patience
+        shared.lent_by = []
+        shared.faults = Faults(database._runtime.engine.dialect, lambda: _drop_idle(shared.lent_by))
+        shared.portal.run(shared.begin)
+        try:
+            yield shared
+        finally:
+            shared.portal.run(shared.end)
+
+    def _joined(self, database: BaseDatabase, sharing: BaseDatabase) -> SharedConnection:
+        if sharing not in self._in_use or sharing not in self._shared:
+            raise UsageError(
+                f"transact_database(…, sharing=…): database {sharing.name!r} has no transaction of its own in this test; "
+                "call transact_database() for it before"
+            )
+        shared = self._shared[sharing]
+        check_can_share(database, sharing)
+        prepare_to_share(database._runtime.engine, shared)
+        return shared
+
+    def _shared_by(self, database: BaseDatabase) -> SharedConnection:
         shared = self._shared.pop(database, None)
         if shared is None:
-            pool = physical_pool(database.engine, memory=in_memory(database._url))
-            shared = SharedConnection(database.engine, pool, PATIENCE)
+            engine = database._runtime.engine
+            pool = physical_pool(engine, memory=in_memory(database._url))
+            shared = SharedConnection(engine, pool, self._portal_for(database), PATIENCE)
         self._shared[database] = shared
         # An application that is made anew for each test brings a new database each time.
         for old in [each for each in self._shared if each not in self._in_use][:-KEPT]:
-            portal.run(self._shared.pop(old).close)
+            self._let_go(old)
         return shared
 
+    def _portal_for(self, database: BaseDatabase) -> Portal:
+        if not database._runtime.is_async:
+            return Portal()  # whose thread it blocks; other databases must not wait for it
+        if self._portal is None:
+            self._portal = Portal()
+        return self._portal
 
-def _engines_of(database: Database) -> list[AsyncEngine]:
+    def _let_go(self, database: BaseDatabase) -> None:
+        shared = self._shared.pop(database)
+        shared.portal.run(shared.close)
+        if shared.portal is not self._portal:
+            shared.portal.stop()
+
+
+def _engines_of(database: BaseDatabase) -> list[AnyEngine]:
     runtime = database._runtime
     return [runtime.engine, *([runtime.verifier] if runtime.verifier is not None else [])]
 
 
-def _drop_idle(engines: list[AsyncEngine]) -> None:
+def _drop_idle(engines: list[AnyEngine]) -> None:
     for engine in engines:
-        pool = engine.sync_engine.pool
+        pool = plain_engine(engine).pool
         if isinstance(pool, TransactPool):
             pool.make_anew()
 

@@ -13,7 +13,8 @@ from transact._testing.said import check_sayable, connection_lost, say
 from transact.errors import DatabaseError, UsageError
 
 if TYPE_CHECKING:
-    from transact._testing.shared import Level, SharedConnection
+    from transact._testing.levels import Level
+    from transact._testing.shared import SharedConnection
 
 
 class Lost(NamedTuple):

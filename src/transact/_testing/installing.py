@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
-from sqlalchemy.ext.asyncio import AsyncEngine
 
+from transact._sqlalchemy.plain import AnyEngine, driver_connection, plain_engine
 from transact._sqlalchemy.pool import TransactPool, pool_class
 from transact._testing.lent import LentConnection, LentModes
 from transact._testing.said import LOST
@@ -15,34 +15,33 @@ from transact._testing.shared import SharedConnection
 
 if TYPE_CHECKING:
     from transact._sqlalchemy.runtime import Runtime
-    from transact._testing.portal import Portal
 
 #: What listens to the pool in production and has something to do here. Not "connect": nothing is connected.
 _HEARD = ("checkout", "checkin", "reset", "invalidate", "soft_invalidate", "detach", "close")
 _MISSING = object()
 
 
-def lend(engine: AsyncEngine, shared: SharedConnection, portal: Portal, runtime: Runtime) -> Callable[[], None]:
+def lend(engine: AnyEngine, shared: SharedConnection, runtime: Runtime) -> Callable[[], None]:
     """Let ``engine`` lend ``shared`` from now on; return what puts everything back."""
-    sync, dialect = engine.sync_engine, engine.dialect
-    original = sync.pool
+    plain, dialect = plain_engine(engine), engine.dialect
+    original = plain.pool
     autocommit = getattr(dialect, "_on_connect_isolation_level", None) == "AUTOCOMMIT"
 
     def make() -> LentConnection:
-        with shared.faults.at_connect(sync.url):
-            return LentConnection(shared, portal, runtime, autocommit=autocommit)
+        with shared.faults.at_connect(plain.url):
+            return LentConnection(shared, runtime, autocommit=autocommit)
 
-    sync.pool = _pool_like(original, make, runtime, dialect)
+    plain.pool = _pool_like(original, make, runtime, dialect)
     taught = _teach(dialect)
     modes = runtime.modes
     if modes is not None and dialect.name != "sqlite":  # whose PRAGMA a lent connection understands
         runtime.modes = LentModes()
-    lents = sync.pool
+    lents = plain.pool
 
     def put_back() -> None:
-        sync.pool.dispose()
+        plain.pool.dispose()
         lents.dispose()  # the application may have closed its engine, which then made another pool
-        sync.pool = original
+        plain.pool = original
         runtime.modes = modes
         for name, method in taught.items():
             if method is _MISSING:
@@ -88,6 +87,7 @@ def _teach(dialect: Any) -> dict[str, Any]:
         "reset_isolation_level": reset_level,
         "get_isolation_level": get_level,
         "is_disconnect": is_lost,
+        "get_driver_connection": driver_connection,
     }
     if hasattr(dialect, "set_readonly"):
         methods |= {

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import re
 import threading
-from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.util import await_only
 
 from transact._sqlalchemy.modes import Mode
-from transact._testing.faults import is_control
-from transact._testing.shared import Call, Level, SharedConnection, renamed
+from transact._testing.cursors import LentCursor, LentDriver
+from transact._testing.levels import Call, Level, renamed
+from transact._testing.said import in_words_of
+from transact._testing.shared import SharedConnection
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
     from sqlalchemy.pool import PoolProxiedConnection
 
     from transact._sqlalchemy.runtime import Runtime
-    from transact._testing.portal import Portal
 
 _BEGIN = re.compile(r"\s*(?:BEGIN\b(?!\s+NOT\b)|START\s+TRANSACTION\b)(?P<how>.*)", re.IGNORECASE | re.DOTALL)
 _END = re.compile(r"\s*(?P<how>COMMIT|END|ROLLBACK)(?:\s+(?:WORK|TRANSACTION))?\s*;?\s*$", re.IGNORECASE)
@@ -45,10 +46,10 @@ class LentConnection:
     """
 
     def __init__(
-        self, shared: SharedConnection, portal: Portal, runtime: Runtime, *, autocommit: bool, read_only: bool = False
+        self, shared: SharedConnection, runtime: Runtime, *, autocommit: bool, read_only: bool = False
     ) -> None:
         self._shared = shared
-        self._portal = portal
+        self._portal = shared.portal
         self._runtime = runtime
         self._connection = LentDriver(self)  # where SQLAlchemy looks for the driver's own
         self.usual = autocommit, read_only
@@ -59,6 +60,11 @@ class LentConnection:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._shared.physical, name)
+
+    @property
+    def is_async(self) -> bool:
+        """Whether it looks like a driver's that is awaited."""
+        return self._runtime.is_async
 
     @property
     def driver_connection(self) -> Any:
@@ -75,12 +81,12 @@ class LentConnection:
         """End the transaction as if it were one."""
         if self.level is not None:
             call = self._call()
-            await_only(self._ask(call, lambda: self._shared.commit(self, call)))
+            self._wait(call, lambda: self._shared.commit(self, call))
 
     def rollback(self) -> None:
         """The same."""
         if self.level is not None:
-            await_only(self._portal.ask(lambda: self._shared.rollback(self)))
+            self._wait(None, lambda: self._shared.rollback(self))
 
     def close(self) -> None:
         """Give up the connection. What it has not committed is rolled back."""
@@ -103,14 +109,14 @@ class LentConnection:
     def run(self, statement: str, work: Callable[[Any], Any]) -> Any:
         """Run ``work(physical)``, which sends ``statement``, in the portal."""
         call = self._call()
-        return await_only(self._ask(call, lambda: self._shared.execute(self, call, statement, work)))
+        return self._wait(call, lambda: self._shared.execute(self, call, statement, work))
 
     def intercept(self, statement: str) -> bool:
         """Do what ``statement`` says of transactions; whether it did."""
         if found := _BEGIN.match(statement):
             read_only = "READ ONLY" in found["how"].upper()
             call = self._call()
-            await_only(self._ask(call, lambda: self._shared.start(self, call, read_only=read_only)))
+            self._wait(call, lambda: self._shared.start(self, call, read_only=read_only))
         elif found := _END.match(statement):
             (self.rollback if found["how"].upper() == "ROLLBACK" else self.commit)()
         elif found := _READ_ONLY.match(statement):
@@ -130,10 +136,26 @@ class LentConnection:
             return _STATUS.sub(rf"CASE WHEN (\1) IS NULL THEN NULL ELSE '{said}' END", statement)
         return statement
 
-    async def drive(self, awaitable: Any) -> Any:
-        """Await what a method of the driver returned where the driver lives."""
+    def drive(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a method of the driver: where the driver lives, but for what an async driver answers at once."""
         call = self._call()
-        return await self._ask(call, lambda: self._shared.drive(self, call, awaitable))
+        if not self.is_async:
+            work = functools.partial(method, *args, **kwargs)
+            return self._portal.run(lambda: self._shared.drive(self, call, work))
+        result = method(*args, **kwargs)
+        if not inspect.isawaitable(result):
+            return result
+        return self._ask(call, lambda: self._shared.drive(self, call, lambda: result))
+
+    # Who asks, and how it waits.
+
+    def known_by(self, call: Call) -> object:
+        """Whose later calls are inside of a transaction that begins here: those of the same task, or thread.
+
+        A worker thread serves one request after the other, and each of them in parts: there, the blocks around tell.
+        """
+        in_turn = call.around and not self.is_async and call.task is not threading.main_thread()
+        return self if in_turn else call.task
 
     def _call(self) -> Call:
         runtime = self._runtime
@@ -147,17 +169,27 @@ class LentConnection:
                 around.add(connection.connection.dbapi_connection)
             unit = unit.suspended
         try:
-            task: object = asyncio.current_task()
-        except RuntimeError:
+            task = runtime.whoami()
+        except RuntimeError:  # no loop runs here
             task = threading.current_thread()
         return Call(task, frozenset(around), label)
 
-    async def _ask(self, call: Call, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    def _wait(self, call: Call | None, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        try:
+            return await_only(self._ask(call, work)) if self.is_async else self._portal.run(work)
+        except Exception as error:
+            own = in_words_of(self._runtime.engine.dialect, error)
+            if own is error:
+                raise
+            raise own from error
+
+    async def _ask(self, call: Call | None, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         try:
             return await self._portal.ask(work)
         except asyncio.CancelledError:
-            call.abandoned = True
-            self._portal.post(self._shared.poke)
+            if call is not None:
+                call.abandoned = True
+                self._portal.post(self._shared.poke)
             raise
 
 
@@ -173,120 +205,3 @@ class LentModes:
         """Let the next statement begin a transaction."""
         lent: Any = connection.connection.dbapi_connection
         lent.autocommit = False
-
-
-class LentCursor:
-    """A DBAPI cursor. Rows are fetched where the driver lives, unless the cursor is the server's."""
-
-    def __init__(self, lent: LentConnection, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._lent = lent
-        self._args, self._kwargs = args, kwargs
-        self._real: Any = None
-        self._rows: deque[Any] = deque()
-        self.server_side = bool(args or kwargs.get("server_side") or kwargs.get("name"))
-        self.description: Any = None
-        self.rowcount = -1
-        self.lastrowid: Any = None
-        self.arraysize = 1
-
-    def __getattr__(self, name: str) -> Any:
-        if self._real is None:
-            raise AttributeError(name)
-        return getattr(self._real, name)
-
-    def execute(self, operation: Any, parameters: Any = None) -> Any:
-        """Send one statement."""
-        self._send("execute", operation, parameters)
-
-    def executemany(self, operation: Any, parameters: Any) -> Any:
-        """Send one statement for each of several parameters."""
-        self._send("executemany", operation, parameters)
-
-    def _send(self, method: str, operation: Any, parameters: Any) -> None:
-        text = str(operation)
-        if is_control(text) and self._lent.intercept(text):
-            return
-        sent = self._lent.rewritten(text)
-
-        def work(physical: Any) -> None:
-            self._real = cursor = physical.cursor(*self._args, **self._kwargs)
-            for name in _TOLD & vars(self).keys():  # what SQLAlchemy has told this cursor of its statement
-                setattr(cursor, name, vars(self)[name])
-            getattr(cursor, method)(*((sent,) if parameters is None else (sent, parameters)))
-            self.description, self.rowcount = cursor.description, cursor.rowcount
-            if not self.server_side:
-                self._rows = deque(cursor.fetchall()) if cursor.description else deque()
-                self.lastrowid = getattr(cursor, "lastrowid", None)
-                cursor.close()
-
-        self._lent.run(text, work)
-
-    def close(self) -> None:
-        """Close what is open."""
-        self._rows.clear()
-        real = self._real
-        if self.server_side and real is not None:
-            self._real = None
-            self._lent.run("SET", lambda _: real.close())
-
-    async def _async_soft_close(self) -> None:
-        """Nothing: the driver's cursor is closed already."""
-
-    def fetchone(self) -> Any:
-        """The next row."""
-        if self.server_side:
-            return self._fetch("fetchone")
-        return self._rows.popleft() if self._rows else None
-
-    def fetchmany(self, size: int | None = None) -> Any:
-        """The next rows."""
-        size = self.arraysize if size is None else size
-        if self.server_side:
-            return self._fetch("fetchmany", size)
-        return [self._rows.popleft() for _ in range(min(size, len(self._rows)))]
-
-    def fetchall(self) -> Any:
-        """All that are left."""
-        if self.server_side:
-            return self._fetch("fetchall")
-        rows = list(self._rows)
-        self._rows.clear()
-        return rows
-
-    def __iter__(self) -> Iterator[Any]:
-        while (row := self.fetchone()) is not None:
-            yield row
-
-    def _fetch(self, method: str, *args: Any) -> Any:
-        return self._lent.run("FETCH", lambda _: getattr(self._real, method)(*args))
-
-
-_TOLD = frozenset({"_invalidate_schema_cache_asof"})
-
-
-class LentDriver:
-    """The driver's connection, whose coroutines run in the portal's loop, where it lives."""
-
-    def __init__(self, lent: LentConnection) -> None:
-        self._lent = lent
-
-    def __getattr__(self, name: str) -> Any:
-        if name in _NOT_SHARED and self._lent._shared.engine.dialect.name == "sqlite":
-            return _nothing
-        value = getattr(self._lent._shared.physical._connection, name)
-        if not callable(value):
-            return value
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            result = value(*args, **kwargs)
-            return self._lent.drive(result) if inspect.isawaitable(result) else result
-
-        return call
-
-
-#: What tidies up after a connection that is thrown away, and would end the test's.
-_NOT_SHARED = frozenset({"interrupt", "rollback", "commit", "close"})
-
-
-async def _nothing(*_: object, **__: object) -> None:
-    """What is done for the one lent connection at a time by ``LentConnection.close``."""

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from transact._sqlalchemy.mysql import ENDS_BY_ITSELF
+from transact._sqlalchemy.plain import driver_connection
 from transact.errors import UsageError
 from transact.translation.mysql import ENDS_TRANSACTION
 
 if TYPE_CHECKING:
-    from transact._testing.shared import Level
+    from transact._testing.levels import Level
 
 Send = Callable[[str], list[Any]]
 """Sends one statement on the wire and returns its rows."""
@@ -51,7 +52,7 @@ class Rules:
 
     def has_ended(self, error: BaseException, physical: Any) -> bool:  # noqa: ARG002
         """Whether the server has rolled back everything with this error."""
-        return not physical.driver_connection.in_transaction
+        return not driver_connection(physical).in_transaction
 
     def begins(self, statement: str) -> bool:  # noqa: ARG002
         """Whether a driver begins a transaction for this statement if none is open."""

@@ -156,3 +156,14 @@ def connection_lost(dialect: Any, physical: Any) -> BaseException:
         error = dialect.dbapi.OperationalError(2013, "Lost connection to MySQL server during query")
     setattr(error, LOST, True)
     return error
+
+
+def in_words_of(dialect: Any, error: Exception) -> Exception:
+    """``error`` as the driver of ``dialect`` would have raised it, if another driver of the same server has."""
+    own = dialect.loaded_dbapi
+    kind = getattr(own, type(error).__name__, None)
+    if isinstance(error, own.Error) or not (isinstance(kind, type) and issubclass(kind, own.Error)):
+        return error
+    said: Exception = kind(*error.args)
+    setattr(said, LOST, getattr(error, LOST, False))
+    return said

@@ -3,81 +3,49 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy.pool import NullPool
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from transact._sqlalchemy.liveness import has_hung_up
+from transact._sqlalchemy.plain import AnyEngine, plain_engine
 from transact._testing.faults import Faults
+from transact._testing.levels import Call, Level, Levels
 from transact._testing.rules import RULES, ForeignKeysBroken
 from transact._testing.said import broken_foreign_key
 from transact.errors import UsageError
 from transact.translation import translate
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
     from sqlalchemy.pool import Pool, PoolProxiedConnection
 
     from transact._testing.lent import LentConnection
+    from transact._testing.portal import Portal
 
 T = TypeVar("T")
-_USERS_SAVEPOINT = re.compile(r"((?:ROLLBACK TO |RELEASE )?SAVEPOINT )(sa_savepoint_\d+)")
-
-
-@dataclass(eq=False, slots=True)
-class Call:
-    """Who asks: the task, the connections of the blocks around it, and the label of the innermost one.
-
-    ``abandoned``: nobody waits for the answer any more.
-    """
-
-    task: object
-    around: frozenset[object]
-    label: str
-    abandoned: bool = False
-
-
-@dataclass(eq=False, slots=True)
-class Level:
-    """One of the application's transactions: a savepoint.
-
-    ``wrote``: it may have written; ``failed``: a statement of it failed, and PostgreSQL refuses the rest; ``kept``: the
-    labels of transactions that were committed inside of it; ``settings``: what SET LOCAL has to be put back to.
-    """
-
-    lent: LentConnection
-    task: object
-    label: str
-    name: str
-    read_only: bool
-    wrote: bool = False
-    failed: bool = False
-    defers: bool = False
-    kept: list[str] = field(default_factory=list)
-    settings: dict[str, Any] = field(default_factory=dict)
 
 
 class SharedConnection:
-    """The physical connection of one engine and the transactions that are open on it, the innermost last.
+    """The physical connection of one engine and the transactions that are open on it.
 
-    All of it happens in the portal's loop. ``patience``: seconds that a statement waits for another transaction to end;
-    ``notes``: what went differently than on a server, to be told when the test is over.
+    All of it happens in the loop of ``portal``. ``patience``: seconds that a statement waits for another transaction to end.
     """
 
-    def __init__(self, engine: AsyncEngine, pool: Pool, patience: float) -> None:
+    def __init__(self, engine: AnyEngine, pool: Pool, portal: Portal, patience: float) -> None:
         self.engine = engine
+        self.portal = portal
         self.patience = patience
         self.faults = Faults(engine.dialect, lambda: None)  # each test has its own
-        self.notes: list[str] = []
+        self.lent_by: list[AnyEngine] = []  # the engines whose pools lend it
         self.commit_was_kept = False  # the outcome of the last COMMIT whose answer was lost
         self._rules = RULES[engine.dialect.name]()
         self._pool = pool
         self._fairy: PoolProxiedConnection | None = None
-        self._levels: list[Level] = []
+        self._levels = Levels(self._rules, self.send)
         self._gone: str | None = None
         self._wire = asyncio.Condition()  # its lock is held by whoever talks to the server
 
@@ -102,7 +70,7 @@ class SharedConnection:
             if getattr(dialect, "_on_connect_isolation_level", None) == "AUTOCOMMIT":
                 dialect.set_isolation_level(self.physical, dialect.default_isolation_level)
         self._gone = None
-        self.notes = []
+        self._levels.notes.clear()
         self._rules.began(self.send(self._rules.begin))
 
     def _connected(self) -> PoolProxiedConnection:
@@ -115,9 +83,7 @@ class SharedConnection:
     async def end(self) -> None:
         """Roll everything back."""
         async with self._wire:
-            for level in self._levels:
-                level.lent.level = None
-            self._levels.clear()
+            self._levels.forget()
             if self._gone is None:
                 await greenlet_spawn(self._roll_back)
             self._wire.notify_all()
@@ -150,14 +116,14 @@ class SharedConnection:
             finally:
                 self._wire.notify_all()
 
-    async def drive(self, lent: LentConnection, call: Call, awaitable: Awaitable[T]) -> T:
-        """Await what a method of the driver returned, in the transaction of ``lent``."""
+    async def drive(self, lent: LentConnection, call: Call, work: Callable[[], Any]) -> Any:
+        """Call a method of the driver, and await what it may return, in the transaction of ``lent``."""
         if lent.level is None and (lent.autocommit or not self._rules.begins("COPY")):
-            return await awaitable
+            return await _awaited(work())
         await self.start(lent, call, read_only=False)
         async with self._wire:
             await self._wait_for_turn(lent, call)
-            return await awaitable
+            return await _awaited(work())
 
     async def start(self, lent: LentConnection, call: Call, *, read_only: bool) -> None:
         """Begin a transaction, as a statement asks for by itself."""
@@ -165,7 +131,7 @@ class SharedConnection:
             await self._wait_for_turn(lent, call)
             self._check(lent)
             if lent.level is None:
-                await greenlet_spawn(self._push, lent, call, read_only=read_only or lent.read_only)
+                await greenlet_spawn(self._levels.push, lent, call, read_only=read_only or lent.read_only)
 
     async def commit(self, lent: LentConnection, call: Call) -> None:
         """Release the savepoint of ``lent``, or raise what COMMIT would raise; then it is rolled back."""
@@ -187,6 +153,11 @@ class SharedConnection:
             finally:
                 self._wire.notify_all()
 
+    @property
+    def notes(self) -> list[str]:
+        """What went differently than on a server, to be told when the test is over."""
+        return self._levels.notes
+
     async def poke(self) -> None:
         """Let those who wait look whether they still have to."""
         async with self._wire:
@@ -201,14 +172,14 @@ class SharedConnection:
         except TimeoutError:
             raise UsageError(
                 f"{call.label!r} has waited {self.patience:g} s for its turn on the test's one connection, where the "
-                f"transaction of {self._levels[-1].label!r} is open: end that before (commit, roll back or leave its "
-                "block), or do not let one transaction of a test wait for another"
+                f"transaction of {self._levels.label!r} is open: end that before (commit, roll back or leave its block), or "
+                "do not let one transaction of a test wait for another"
             ) from None
 
     def _may_go(self, lent: LentConnection, call: Call) -> bool:
         if call.abandoned:
             raise asyncio.CancelledError
-        top = self._levels[-1] if self._levels else None
+        top = self._levels.top
         if top is None or top is lent.level:
             return True
         nested = top.task is call.task or top.lent in call.around
@@ -246,11 +217,11 @@ class SharedConnection:
         self, lent: LentConnection, call: Call, statement: str, work: Callable[[Any], T], *, begins: bool
     ) -> T:
         if begins and lent.level is None:
-            self._push(lent, call, read_only=lent.read_only)
+            self._levels.push(lent, call, read_only=lent.read_only)
         level = lent.level
         guard = level is None and self._rules.guards_autocommit
         if guard:
-            level = self._push(lent, call, read_only=lent.read_only)
+            level = self._levels.push(lent, call, read_only=lent.read_only)
         try:
             read_only = level.read_only if level is not None else lent.read_only
             self.faults.at_statement(self, statement)
@@ -276,15 +247,6 @@ class SharedConnection:
         elif has_hung_up(self._fairy.driver_connection if self._fairy else None):
             self._gone = f"the test's connection to the server is lost ({type(error).__name__})"
 
-    def _push(self, lent: LentConnection, call: Call, *, read_only: bool) -> Level:
-        name = f"transact_test_{len(self._levels) + 1}"
-        level = Level(lent, call.task, call.label, name, read_only)
-        self.send(f"SAVEPOINT {name}")
-        self._levels.append(level)
-        lent.level = level
-        self._rules.enter(level, self.send)
-        return level
-
     def _commit(self, level: Level, *, counts: bool = True) -> None:
         if level.failed:  # a server answers this COMMIT with ROLLBACK, and says nothing
             self._undo(level)
@@ -293,7 +255,7 @@ class SharedConnection:
             lost = self.faults.at_commit(self, level) if counts else None
             if lost is None or lost.kept:
                 self._rules.check(level, self.send)
-                self._release(level)
+                self._levels.release(level)
         except ForeignKeysBroken:
             self._undo(level)
             raise broken_foreign_key() from None
@@ -306,52 +268,17 @@ class SharedConnection:
             self._undo(level)
             raise lost.error
 
-    def _release(self, level: Level) -> None:
-        self.send(f"RELEASE SAVEPOINT {level.name}")
-        self._drop(level)
-        if self._levels:
-            self._levels[-1].kept += [*level.kept, *([level.label] if level.wrote else [])]
-        self._rules.released(level, self.send)
-
-    def _drop(self, level: Level) -> list[Level]:
-        at = self._levels.index(level)
-        dropped = self._levels[at:]
-        del self._levels[at:]
-        for each in dropped:
-            each.lent.level = None
-        return dropped
-
     def _undo(self, level: Level) -> None:
-        if level not in self._levels:
-            return
-        dropped = self._drop(level)
-        if self._gone is not None:
-            return
-        kept = [label for each in dropped for label in each.kept]
-        harmless = not any(each.wrote or each.failed for each in dropped)
-        if kept and not harmless:
-            self.notes.append(
-                f"the rollback of {level.label!r} took with it what {', '.join(map(repr, kept))} had committed inside of it. "
-                "On a server that would have stayed: in a test all transactions share one connection"
-            )
-        if not (kept and harmless):
-            self.send(f"ROLLBACK TO SAVEPOINT {level.name}")
-        self.send(f"RELEASE SAVEPOINT {level.name}")
-        if kept and harmless and self._levels:
-            self._levels[-1].kept += kept
+        self._levels.undo(level, gone=self._gone is not None)
 
 
-def renamed(statement: str, number: int) -> str:
-    """The application's own savepoints under names that no other of its connections uses.
-
-    MySQL forgets a savepoint when another one of the same name is set.
-    """
-    return _USERS_SAVEPOINT.sub(rf"\1\2_of_{number}", statement)
+async def _awaited(result: Any) -> Any:
+    return await result if inspect.isawaitable(result) else result
 
 
-def physical_pool(engine: AsyncEngine, *, memory: bool) -> Pool:
+def physical_pool(engine: AnyEngine, *, memory: bool) -> Pool:
     """Where the test's connection comes from: it is made as the engine makes its own."""
-    pool = engine.sync_engine.pool
+    pool = plain_engine(engine).pool
     if memory:  # another connection would be another database
         return pool
     return NullPool(pool._creator, dialect=engine.dialect, _dispatch=pool.dispatch)

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 
+from transact._sqlalchemy.plain import AnyEngine, plain_engine
 from transact._sqlalchemy.pool import TransactPool, shown
 from transact._testing.faults import is_control
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
-
     from transact._core.hooks import Hook
     from transact._sqlalchemy.runtime import Runtime
 
@@ -80,7 +79,7 @@ def captured_hooks(runtime: Runtime, *, run: bool) -> Iterator[CapturedHooks]:
 
 
 @contextmanager
-def counted_statements(engines: list[AsyncEngine]) -> Iterator[list[str]]:
+def counted_statements(engines: list[AnyEngine]) -> Iterator[list[str]]:
     """Collect what is sent on ``engines``, one line for each statement and without values."""
     sent: list[str] = []
 
@@ -97,21 +96,21 @@ def counted_statements(engines: list[AsyncEngine]) -> Iterator[list[str]]:
 
 
 @contextmanager
-def _listening(engines: list[AsyncEngine], name: str, listener: Callable[..., None]) -> Iterator[None]:
+def _listening(engines: list[AnyEngine], name: str, listener: Callable[..., None]) -> Iterator[None]:
     for engine in engines:
-        event.listen(engine.sync_engine, name, listener)
+        event.listen(plain_engine(engine), name, listener)
     try:
         yield
     finally:
         for engine in engines:
-            event.remove(engine.sync_engine, name, listener)
+            event.remove(plain_engine(engine), name, listener)
 
 
-def held_connections(engines: list[AsyncEngine]) -> list[str]:
+def held_connections(engines: list[AnyEngine]) -> list[str]:
     """Who holds a connection now, one line each."""
     found: list[str] = []
     for engine in engines:
-        pool = engine.sync_engine.pool
+        pool = plain_engine(engine).pool
         if isinstance(pool, TransactPool):
             found += [
                 f"{holder.label!r} for {holder.seconds:.1f} s, last statement: {holder.statement or 'none'}"
