@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -30,16 +31,15 @@ class Stage:
     @asynccontextmanager
     async def meanwhile(self, statement: str, waiting: str | None = None) -> AsyncIterator[None]:
         """Let the rival run a statement that has to wait; it is over, and rolled back, at the end."""
-        running = asyncio.create_task(asyncio.to_thread(self.rival.execute, statement))
-        try:
-            if waiting is not None:
-                async with asyncio.timeout(10):
-                    while not self.observer.scalar(waiting):
-                        await asyncio.sleep(0.005)  # the server tells nobody that a session waits
-            yield
-        finally:
-            await running
-            self.rival.execute("ROLLBACK")
+        with ThreadPoolExecutor(1) as other:
+            running = other.submit(self.rival.execute, statement)
+            try:
+                while waiting is not None and not running.done() and not self.observer.scalar(waiting):
+                    await asyncio.sleep(0.005)  # the server tells nobody that a session waits
+                yield
+            finally:
+                running.result()
+                self.rival.execute("ROLLBACK")
 
 
 Provoke = Callable[[Stage, AsyncSession], Awaitable[None]]
@@ -53,7 +53,7 @@ class Failure:
     kind: type[Exception]
     codes: frozenset[str | int | None]
     isolation: Isolation | None = None
-    drivers: tuple[str, ...] = ("asyncpg", "psycopg", "asyncmy", "aiosqlite")
+    drivers: tuple[str, ...] = ("asyncpg", "psycopg", "asyncmy", "pymysql", "aiosqlite", "pysqlite")
 
 
 # PostgreSQL.

@@ -84,7 +84,7 @@ async def test_every_method_of_an_ended_session_says_so_and_takes_no_connection(
         with pytest.raises(errors.TransactionEnded) as caught:
             await use(session)
         assert "'register' had ended" in str(caught.value), name
-        assert "async with db.transaction()" in str(caught.value), name
+        assert f"{db._runtime.enter_by} db.transaction()" in str(caught.value), name
         assert db.engine.pool.checkedout() == 0, name
     assert stored() == before
 

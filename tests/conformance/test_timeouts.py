@@ -211,9 +211,7 @@ async def in_an_attempt(db: Database, body: Body) -> None:
             await body(session)
 
 
-async def in_a_requests_own(db: Database, body: Body) -> None:
-    assert isinstance(db, FastapiDatabase)
-
+async def in_a_requests_own(db: FastapiDatabase, body: Body) -> None:
     async def route(session: Annotated[AsyncSession, db.session(timeout=HURRY)]) -> None:
         await body(session)
 

@@ -30,6 +30,8 @@ async def decorated(db: Database, work: Work, **options: Any) -> Any:
 
 
 async def attempts(db: Database, work: Work, **options: Any) -> Any:
+    if not db._runtime.is_async:
+        return db.attempted(work, **options)  # it is a database in place, and the loop is of `for`
     async for attempt in db.attempts(**options):
         async with attempt as session:
             result = await work(session)
