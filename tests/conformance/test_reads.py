@@ -395,3 +395,16 @@ async def test_a_database_that_is_read_only_by_default_stays_so_for_writers_on_t
     finally:
         observer.execute("SET default_transaction_read_only = off")
         observer.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
+
+
+@pytest.mark.engines("mariadb")
+async def test_a_session_that_is_read_only_from_its_start_stays_so_for_writers_on_the_connections_of_readers(
+    database_url: str, tables: None, make_db: Callable[..., Database]
+) -> None:
+    arguments = {"connect_args": {"init_command": "SET SESSION TRANSACTION READ ONLY"}}
+    one = make_db(database_url, pool_size=1, max_overflow=0, engine_options=arguments)
+    async with one.transaction(read_only=True) as session:
+        await session.scalars(READ)
+    with pytest.raises(errors.ReadOnlyViolation):
+        async with one.transaction() as session:
+            await store(session, "refused")

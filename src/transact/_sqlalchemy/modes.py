@@ -134,8 +134,10 @@ def _leave_autocommit(driver: Any) -> bool:
 class MysqlModes:
     """For MySQL and MariaDB: the server's own autocommit, and START TRANSACTION READ WRITE."""
 
-    def __init__(self, *, mariadb: bool) -> None:
-        self._variable = "tx_read_only" if mariadb else "transaction_read_only"
+    # MySQL has renamed the variable in 8.0, MariaDB adds the new name in 11.1 and means to remove the old one
+    # (https://dev.mysql.com/worklog/task/?id=9636, https://mariadb.com/docs/reference/mdb/system-variables/tx_read_only/).
+    # This statement is known to all of them, and so is the one that sets it.
+    _read_only = "SHOW SESSION VARIABLES WHERE Variable_name IN ('transaction_read_only', 'tx_read_only')"
 
     def prepare(self, connection: PoolProxiedConnection, mode: Mode) -> None:
         """See ``Modes``."""
@@ -143,9 +145,9 @@ class MysqlModes:
         driver: Any = connection.dbapi_connection
         if mode is Mode.READS:
             if TOLD not in info:
-                (read_only,) = _ask(driver, f"SELECT @@SESSION.{self._variable}")
+                _, read_only = _ask(driver, self._read_only)
                 self._set(driver, read_only=True)
-                info[TOLD] = bool(read_only), driver.get_autocommit()
+                info[TOLD] = read_only == "ON", driver.get_autocommit()
             driver.autocommit(True)  # sends nothing if it is so
         elif mode is Mode.PLAIN and TOLD in info:
             read_only, autocommit = info[TOLD]
@@ -155,7 +157,7 @@ class MysqlModes:
             del info[TOLD]
 
     def _set(self, driver: Any, *, read_only: bool) -> None:
-        _ask(driver, f"SET SESSION {self._variable} = {read_only:d}")
+        _ask(driver, f"SET SESSION TRANSACTION READ {'ONLY' if read_only else 'WRITE'}")
 
     def begin(self, connection: Connection) -> None:
         """See ``Modes``."""
@@ -185,7 +187,7 @@ def modes_of(engine: AnyEngine, url: URL, connect_args: Mapping[str, Any]) -> Mo
         case "psycopg" if connect_args.get("prepare_threshold", 5) is not None:
             return PsycopgModes()
         case "asyncmy" | "pymysql":
-            return MysqlModes(mariadb=True)
+            return MysqlModes()
         case "aiosqlite" | "pysqlite":
             return SqliteModes()
     return None
