@@ -11,7 +11,7 @@ NOW = 1000.0
 
 
 def test_a_transaction_that_asks_for_no_limit_has_none() -> None:
-    assert Limits.of(Options(), NOW) is None
+    assert Limits.of(Options(), NOW) == Limits()
 
 
 def test_its_time_begins_when_it_begins() -> None:

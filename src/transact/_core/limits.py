@@ -22,10 +22,8 @@ class Limits:
     lock_timeout: float | None = None
 
     @classmethod
-    def of(cls, options: Options, now: float) -> Limits | None:
-        """The limits of a block that begins now with ``options``; ``None`` if they set none."""
-        if options.timeout is None and options.lock_timeout is None:
-            return None
+    def of(cls, options: Options, now: float) -> Limits:
+        """The limits of a block that begins now with ``options``."""
         return cls(None if options.timeout is None else now + options.timeout, options.timeout, options.lock_timeout)
 
     def shortened(self, asked: Limits) -> Limits:

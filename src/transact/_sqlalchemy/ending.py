@@ -37,15 +37,15 @@ def wants_commit(unit: Unit, error: BaseException | None) -> bool:
 
 def needs_preparation(unit: Unit) -> bool:
     """Whether something has to run before COMMIT can be sent."""
-    return bool(unit.root.hooks.before_commit) or unit.has_changes
+    return unit.root.calls_before or unit.has_changes
 
 
 def has_work(unit: Unit) -> bool:
     """Whether ending this transaction means to talk to the database or to run a hook."""
     if runs_alone(unit):
-        return unit.root.hooks.come_after
+        return unit.root.calls_after
     begun = unit.reads_alone or (unit.session is not None and unit.session.in_transaction())
-    return begun or unit.root.hooks.come_after
+    return begun or unit.root.calls_after
 
 
 def prepare(unit: Unit) -> None:
@@ -77,6 +77,31 @@ def finish(unit: Unit, error: BaseException | None) -> None:
         raise refused
     else:
         _commit(unit)
+
+
+def finish_unused(unit: Unit, error: BaseException | None) -> bool:
+    """End a unit that has nothing to end, not even a session; return whether it was one."""
+    root = unit.root
+    if (
+        unit.session is not None
+        or unit.reader is not None
+        or unit.busy is not None
+        or root.marks
+        or root._hooks is not None
+    ):
+        return False
+    if root.state is State.READY:  # nobody has asked for it
+        root.move_to(State.ROLLED_BACK)
+        return True
+    commits = wants_commit(unit, error)
+    root.move_to(State.ENDING)
+    root.move_to(State.COMMITTED if commits else State.ROLLED_BACK)
+    if unit.has_begun:  # its statements had connections of their own
+        if commits:
+            unit.emit(events.Committed, seconds=unit.seconds)
+        else:
+            unit.emit(events.RolledBack, seconds=unit.seconds, cause=error)
+    return True
 
 
 def check_commit(unit: Unit) -> None:
@@ -202,7 +227,7 @@ def _end_committed(unit: Unit) -> None:
     unit.close(State.COMMITTED)
     if unit.has_begun:
         unit.emit(events.Committed, seconds=unit.seconds)
-    if unit.root.hooks.come_after:
+    if unit.root.calls_after:
         call_hooks(unit, None)
 
 
@@ -267,7 +292,7 @@ def _end_rolled_back(unit: Unit, error: BaseException | None) -> None:
         unit.close(State.ROLLED_BACK)
     if unit.has_begun:
         unit.emit(events.RolledBack, seconds=unit.seconds, cause=error)
-    if unit.root.hooks.come_after:
+    if unit.root.calls_after:
         call_hooks(unit, error)
 
 

@@ -13,7 +13,16 @@ from sqlalchemy.util import greenlet_spawn
 from transact._core.limits import Limits
 from transact._core.propagation import Action, decide
 from transact._core.states import first_cause
-from transact._sqlalchemy.ending import finish, has_work, needs_preparation, prepare, release, roll_back, wants_commit
+from transact._sqlalchemy.ending import (
+    finish,
+    finish_unused,
+    has_work,
+    needs_preparation,
+    prepare,
+    release,
+    roll_back,
+    wants_commit,
+)
 from transact._sqlalchemy.limits import fail_if_late, lengthen, shorten
 from transact._sqlalchemy.runtime import Runtime
 from transact._sqlalchemy.savepoints import enter_savepoint, leave_savepoint
@@ -156,6 +165,8 @@ class SyncTransactionBlock(_Block):
 
 def end_in_place(unit: Unit, error: BaseException | None) -> None:
     """``end`` for whoever waits for the database as it is."""
+    if finish_unused(unit, error):
+        return
     if wants_commit(unit, error) and needs_preparation(unit):
         try:
             prepare(unit)
@@ -171,6 +182,8 @@ async def end(unit: Unit, error: BaseException | None, spawn: Spawn = greenlet_s
     ``spawn`` runs what waits for the database, where it does not keep the event loop from others. Raises what ``finish``
     raises, or the error of a flush or a ``before_commit`` hook.
     """
+    if finish_unused(unit, error):
+        return
     if wants_commit(unit, error) and needs_preparation(unit):
         try:
             await spawn(prepare, unit)

@@ -45,7 +45,7 @@ class Guarding(Marking):
         me = self.runtime.whoami()
         if self.busy is not None and self.busy[0] is me:
             return False
-        if self.closing or self.root.state in ENDED:
+        if self.closing or self.root._own_state in ENDED:
             raise self._ended(operation)
         if self.busy is not None:
             raise self.concurrent_use(operation, argument)
@@ -74,7 +74,7 @@ class Guarding(Marking):
         self.busy = None
         self.runtime.asking.pop(me, None)
         self.runtime.waiting.discard(cast("Unit", self))
-        if self.root.state in ENDED:
+        if self.root._own_state in ENDED:
             self.close(None)
             raise self._ended(operation)
 
@@ -85,7 +85,7 @@ class Guarding(Marking):
 
     def check_not_ended(self, operation: str) -> None:
         """Raise ``TransactionEnded`` where ``operation`` would be lost without a word."""
-        if self.root.state in ENDED:
+        if self.root._own_state in ENDED:
             raise self._ended(operation)
 
     def _watch(self, operation: str, argument: object) -> None:

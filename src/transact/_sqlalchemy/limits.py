@@ -27,6 +27,8 @@ GRACE = 5.0
 
 def limits_of(options: Options) -> Limits | None:
     """The limits of a block that begins now; ``None`` if it has none."""
+    if options.timeout is None and options.lock_timeout is None:
+        return None  # as most, who need no clock
     return Limits.of(options, time.monotonic())
 
 

@@ -115,7 +115,7 @@ class Marking:
         """Before SQLAlchemy sends COMMIT or RELEASE: refuse to keep what the server, on some engine, has thrown away."""
         if self.managed and not self.closing and self.session is not None and not self.session.in_nested_transaction():
             raise UsageError(f"{self.label!r} is committed by its block; do not commit its SessionTransaction")
-        if self._users_savepoints or self.lost:
+        if self._users_savepoints or (self.marked and self.lost):
             self.check_marks()
 
     def recount_marks(self) -> None:

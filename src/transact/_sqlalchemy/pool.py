@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -145,8 +144,10 @@ class TransactPool(QueuePool):
     def _take_record(self) -> ConnectionPoolEntry:
         for _ in range(_LOOKS):
             # Who has a place is served; but between two looks of SQLAlchemy's, other threads may give back and take.
-            with suppress(exc.TimeoutError):
+            try:
                 return super()._do_get()
+            except exc.TimeoutError:
+                continue
         return super()._do_get()
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
@@ -273,7 +274,8 @@ class AsyncTransactPool(TransactPool, ClosingPool):
         if self._watched_by is not loop:  # a timer of a loop that has stopped never comes
             self._stop_watching()
             self._watched_by = loop
-        super()._watch()
+        if self._timer is None:
+            super()._watch()
 
 
 class ThreadTransactPool(TransactPool):

@@ -68,7 +68,8 @@ def run_alone(unit: Unit, function: Callable[..., Any], *args: Any, **kwargs: An
     if writer is not None and writer.connection is not None and writer.root.is_open:
         return _run_beside(writer, unit, function, *args, **kwargs)
     runtime = unit.runtime
-    connection = plain_engine(runtime.reading_engine).connect()
+    # Without the transaction that SQLAlchemy would keep in its own books, and of which the server hears nothing.
+    connection = Connection(plain_engine(runtime.reading_engine), _allow_autobegin=False)
     unit.began(connection)
     try:
         return function(connection, *args, **kwargs)
@@ -98,6 +99,9 @@ def streams(statement: Any, _parameters: Any = None, execution_options: Any = No
     return bool(options.get("stream_results") or options.get("yield_per"))
 
 
+_ABSENT = object()  # in place of a connection, or ``Connection`` would take one from the pool
+
+
 class Reader(Connection):
     """The connection that a session of a reading unit is bound to: in truth one of its own for each statement.
 
@@ -109,13 +113,13 @@ class Reader(Connection):
         self._unit = unit
         self._open_results: list[CursorResult[Any]] = []
         self._kept = False
-        super().__init__(plain_engine(unit.runtime.reading_engine), cast("Any", _Absent()))
-        self.invalidate()
+        super().__init__(plain_engine(unit.runtime.reading_engine), cast("Any", _ABSENT))
+        self._dbapi_connection = None  # as of a connection that was invalidated: SQLAlchemy may get another
 
     @property
     def holds(self) -> bool:
         """Whether it has a connection now."""
-        return not self.invalidated and not self.closed
+        return self._dbapi_connection is not None
 
     def hold(self) -> None:
         """Take a connection, keep it, and begin a read-only transaction on it."""
@@ -212,12 +216,6 @@ class Reader(Connection):
         """Set a savepoint, for which a transaction is needed."""
         self.hold()
         return super().begin_nested()
-
-
-class _Absent:
-    """What stands in place of a connection until a ``Reader`` holds one."""
-
-    is_valid = False
 
 
 class _NoTransaction:

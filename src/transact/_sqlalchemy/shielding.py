@@ -36,7 +36,7 @@ async def shielded(scope: Transaction, work: Coroutine[Any, Any, T]) -> T:
     runtime.ending[scope] = (task, waiters)
     try:
         # What has a timeout in it, as a hook may, cancels the task that it runs in; that must not be the one shielded here.
-        if runtime.waits_for_futures and runtime.verifier is None and not scope.hooks.come_after:
+        if runtime.waits_for_futures and runtime.verifier is None and not scope.calls_after:
             return await _until_disturbed(scope, work)
         return await _in_a_task(scope, work)
     finally:

@@ -37,7 +37,7 @@ class Transaction:
     - ``depth``: 0 for the transaction itself, one more for each block inside.
     """
 
-    __slots__ = ("_joined", "_kind", "_label", "_own_state", "_parent", "_unit", "depth", "hooks", "marks", "options")
+    __slots__ = ("_hooks", "_joined", "_kind", "_label", "_own_state", "_parent", "_unit", "depth", "marks", "options")
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Transaction:
         # Of a block that joined; to know oneself would be a cycle, and each transaction left to the garbage collector.
         self._joined: Transaction | None = parent._boundary if kind == "joined" and parent is not None else None
         self._own_state = state
-        self.hooks: Hooks = Hooks() if self._joined is None else self._joined.hooks
+        self._hooks: Hooks | None = None
         self.marks: list[Mark] = [] if self._joined is None else self._joined.marks
 
     @property
@@ -134,6 +134,28 @@ class Transaction:
     def _boundary(self) -> Transaction:
         """The transaction or savepoint that this block is, or that it has joined."""
         return self if self._joined is None else self._joined
+
+    @property
+    def hooks(self) -> Hooks:
+        """The hooks of its boundary, made when they are first asked for: most transactions have none."""
+        boundary = self._boundary
+        if boundary._hooks is None:
+            boundary._hooks = Hooks()
+        return boundary._hooks
+
+    @hooks.setter
+    def hooks(self, hooks: Hooks) -> None:
+        self._boundary._hooks = hooks
+
+    @property
+    def calls_before(self) -> bool:
+        """Whether a hook is to run before COMMIT."""
+        return self._hooks is not None and bool(self._hooks.before_commit)
+
+    @property
+    def calls_after(self) -> bool:
+        """Whether a hook is to run once this transaction, or this savepoint, has ended."""
+        return self._hooks is not None and self._hooks.come_after
 
     @property
     def around(self) -> Transaction:

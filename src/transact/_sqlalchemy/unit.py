@@ -163,7 +163,7 @@ class Unit(Guarding):
 
         A session that somebody has kept still knows its unit, and is refused by it.
         """
-        if self.root.state in ENDED and self.busy is None:
+        if self.root._own_state in ENDED and self.busy is None:
             self.root._unit = cast("Unit", _Remains(self))
             self._handle = self.session = self.connection = self.reader = None
 

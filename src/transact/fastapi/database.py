@@ -76,7 +76,7 @@ class Installable(BaseDatabase):
         checked = self._request_options(options)
 
         async def session(connection: HTTPConnection) -> AsyncSession:
-            return await self._units(connection).session(checked)
+            return (await self._units(connection).unit(checked)).handle
 
         return self._depends(session)
 
@@ -88,7 +88,8 @@ class Installable(BaseDatabase):
         checked = self._request_options(options)
 
         async def connection(connection: HTTPConnection) -> AsyncConnection:
-            return await self._units(connection).connection(checked)
+            units = self._units(connection)
+            return units.connection(await units.unit(checked))
 
         return self._depends(connection)
 

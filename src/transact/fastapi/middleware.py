@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.datastructures import Headers
@@ -46,28 +46,20 @@ class TransactMiddleware:
         self.veto = veto
         self._checked: object = None  # the application whose routes were looked at last
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Run one request. Raises what the application raises, or the error of a COMMIT that no handler takes."""
+        # Returns what is to be awaited, and does not await it: each coroutine around the application costs a little each
+        # time that something in it waits.
         database = self.database
-        if scope["type"] == "lifespan":
-            await self._start(scope, receive, send)
-            return
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        if database in scope.get(SCOPE_KEY, {}):  # an application mounted in one that shares the database
-            await self.app(scope, receive, send)
-            return
+            return self._start(scope, receive, send) if scope["type"] == "lifespan" else self.app(scope, receive, send)
+        held = scope.setdefault(SCOPE_KEY, {})
+        if database in held:  # an application mounted in one that shares the database
+            return self.app(scope, receive, send)
         if scope["app"] is not self._checked:
             database._check_routes(scope["app"])
             self._checked = scope["app"]
-        current = database._runtime.current
-        outer = current.get()
-        try:
-            await _Request(self, scope, receive, send).run()
-        finally:
-            current.set(outer)
-            scope[SCOPE_KEY].pop(database).let_go()
+        return _Request(self, scope, receive, send).run()
 
     async def _start(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -91,7 +83,7 @@ class Units(Protocol):
     def cause(self) -> BaseException | None: ...  # noqa: D102
     def label(self) -> str: ...  # noqa: D102
     def hint(self, error: BaseException) -> str | None: ...  # noqa: D102
-    async def end(self, error: BaseException | None, *, success: bool) -> None: ...  # noqa: D102
+    def end(self, error: BaseException | None, *, success: bool) -> Awaitable[None]: ...  # noqa: D102
 
 
 class _Request:
@@ -104,7 +96,6 @@ class _Request:
 
     def __init__(self, middleware: TransactMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
         runtime = middleware.database._runtime
-        scope.setdefault(SCOPE_KEY, {})
         self._middleware = middleware
         self._application = scope["app"]  # one that is mounted in it puts itself there
         self._scope = scope
@@ -119,7 +110,11 @@ class _Request:
             self._replay = Replay(receive)
             self._receive = self._replay.receive
             self._pristine = Pristine(scope)
-        self.units: Units = self._new_units()
+        self.units: Units
+
+    def _databases(self) -> Iterable[Installable]:
+        """Those whose units of work this request ends."""
+        return (self._middleware.database,)
 
     def _new_units(self) -> Units:
         database = self._middleware.database
@@ -129,32 +124,50 @@ class _Request:
 
     async def run(self) -> None:
         """Run the application, again after a transient failure; when it is over, the unit of work holds nothing."""
-        while (failure := await self._run_once()) is not None:
-            if self._retry is not None:
-                try:
-                    pause = self._tries.pause(self._retry, failure, self.units.label())
-                except RetriesExhausted as exhausted:
-                    failure = exhausted
-                else:
-                    await asyncio.sleep(pause)
-                    self._start_over()
-                    continue
-            await self._answer(self._application, failure)
-            return
-
-    async def _run_once(self) -> Exception | None:
-        """Run the application; return why its response was dropped, and ``None`` if it was not."""
+        outer = [(each._runtime.current, each._runtime.current.get()) for each in self._databases()]
+        self.units = self._new_units()
         try:
-            await self._middleware.app(self._scope, self._receive, self.send)
-        except BaseException as error:
-            if self._failure is None and isinstance(error, Exception):
-                self._failure = self._curable(error, self.units.cause)
-            if self._failure is None or isinstance(error, asyncio.CancelledError):
-                await self._abandon(error)
-                raise
-        # Also if the application caught what unwound it: a response that was dropped stays dropped.
-        await self._abandon(self._failure)
-        return self._failure
+            while True:
+                try:
+                    await self._middleware.app(self._scope, self._receive, self.send)
+                except BaseException as error:
+                    if not await self._dropped(error):
+                        raise
+                # Also if the application caught what unwound it: a response that was dropped stays dropped.
+                if (self._failure is None and self.units.ended) or not await self._again():
+                    return
+        finally:
+            for current, before in outer:
+                current.set(before)
+            for database in self._databases():
+                self._scope[SCOPE_KEY].pop(database).let_go()
+
+    async def _dropped(self, error: BaseException) -> bool:
+        """Whether ``error`` left the application because its response was dropped. If not, all that it did is undone."""
+        if self._failure is None and isinstance(error, Exception):
+            self._failure = self._curable(error, self.units.cause)
+        if self._failure is None or isinstance(error, asyncio.CancelledError):
+            await self._abandon(error)
+            return False
+        return True
+
+    async def _again(self) -> bool:
+        """End what is left, and answer if the response was dropped; return whether the application is to be called again."""
+        failure = self._failure
+        await self._abandon(failure)
+        if failure is None:
+            return False
+        if self._retry is not None:
+            try:
+                pause = self._tries.pause(self._retry, failure, self.units.label())
+            except RetriesExhausted as exhausted:
+                failure = exhausted
+            else:
+                await asyncio.sleep(pause)
+                self._start_over()
+                return True
+        await self._answer(self._application, failure)
+        return False
 
     def _start_over(self) -> None:
         assert self._replay is not None  # noqa: S101  # without it no attempt is followed by another
@@ -188,7 +201,10 @@ class _Request:
                 # A response that an exception handler sends is sent while that exception is being handled.
                 self._failure = self._curable(sys.exc_info()[1], self.units.cause)
             if self._failure is None:
-                vetoed = self._middleware.veto(message["status"], Headers(raw=message.get("headers", [])))
+                veto = self._middleware.veto
+                # The usual one has no use for the headers.
+                headers = {} if veto is default_veto else Headers(raw=message.get("headers", []))
+                vetoed = veto(message["status"], headers)
                 try:
                     await self.units.end(None, success=not vetoed)
                 except Exception as error:  # noqa: BLE001  # raised again below, or answered once the application has unwound

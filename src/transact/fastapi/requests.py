@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -75,19 +75,15 @@ class RequestUnits:
         """What logs and events call this request."""
         return request_label(self._scope)
 
-    async def session(self, options: Options) -> AsyncSession:
-        """The session of the automatic unit of work. Raises ``OptionsConflict`` if it was asked for otherwise before."""
-        return (await self._unit(options)).handle
-
-    async def connection(self, options: Options) -> GuardedConnection:
-        """The same transaction's connection."""
-        unit = await self._unit(options)
+    def connection(self, unit: Unit) -> GuardedConnection:
+        """The connection of ``unit``'s transaction."""
         found = self._connections.get(unit)
         if found is None:
             found = self._connections[unit] = self._connection_of(unit)
         return found
 
-    async def _unit(self, options: Options) -> Unit:
+    async def unit(self, options: Options) -> Unit:
+        """The unit of work that ``options`` ask for. Raises ``OptionsConflict`` if it was asked for otherwise before."""
         self._check_not_ended()
         self.used = True
         root = self.automatic.root
@@ -138,10 +134,15 @@ class RequestUnits:
         units = (self.automatic, self._reading)
         return next((c for unit in units if unit is not None and (c := first_cause(unit.root.marks))), None)
 
-    async def end(self, error: BaseException | None, *, success: bool) -> None:
-        """End everything: ``error`` or no ``success`` roll back. Raises what makes the response untrue."""
+    def end(self, error: BaseException | None, *, success: bool) -> Awaitable[None]:
+        """End everything: ``error`` or no ``success`` roll back. What it returns raises what makes the response untrue."""
         self.ended = True
         cause = error or (None if success else ROLLED_BACK)
+        if self._manual is None and self._reading is None:  # as in most requests, whose way is kept short
+            return self._end(self.automatic, cause)
+        return self._end_all(cause)
+
+    async def _end_all(self, cause: BaseException | None) -> None:
         failed: BaseException | None = None
         for unit in (self._manual, self._reading, self.automatic):
             if unit is not None:
@@ -155,15 +156,12 @@ class RequestUnits:
     def leave(self) -> None:
         """Everything has ended: give back what the request held beside its units."""
 
-    async def _end(self, unit: Unit, cause: BaseException | None) -> None:
-        if unit.root.state is State.READY:
-            unit.root.move_to(State.ROLLED_BACK)
-        elif unit is not self._manual:
-            await end(unit, cause, self._spawn)
-        else:
-            if cause is None and unit.has_changes:
+    def _end(self, unit: Unit, cause: BaseException | None) -> Awaitable[None]:
+        if unit is self._manual and cause is None:
+            cause = ROLLED_BACK
+            if unit.has_changes:
                 unit.emit(ChangesDiscarded)
-            await end(unit, cause or ROLLED_BACK, self._spawn)
+        return end(unit, cause, self._spawn)
 
     def let_go(self) -> None:
         """Leave nothing to the garbage collector: the request is over."""

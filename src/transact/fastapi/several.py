@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -61,29 +61,20 @@ class SeveralMiddleware(TransactMiddleware):
     the scope and pass everything on.
     """
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Run one request. Raises what the application raises, or the error of a COMMIT that no handler takes."""
         if scope["type"] != "http":
-            await super().__call__(scope, receive, send)
-            return
-        held = scope.get(SCOPE_KEY, {})
+            return super().__call__(scope, receive, send)
+        held = scope.setdefault(SCOPE_KEY, {})
         installed = _INSTALLED[scope["app"]]
         together = [each for each in installed if each.database not in held]  # an application around may share some
         if not together:
-            await self.app(scope, receive, send)
-            return
+            return self.app(scope, receive, send)
         if scope["app"] is not self._checked:
             for each in installed:
                 each.database._check_routes(scope["app"])
             self._checked = scope["app"]
-        outer = [(each.database._runtime.current, each.database._runtime.current.get()) for each in together]
-        try:
-            await _SeveralRequest(together, self, scope, receive, send).run()
-        finally:
-            for current, before in outer:
-                current.set(before)
-            for each in together:
-                del scope[SCOPE_KEY][each.database]
+        return _SeveralRequest(together, self, scope, receive, send).run()
 
 
 class _SeveralRequest(_Request):
@@ -97,6 +88,9 @@ class _SeveralRequest(_Request):
         lead = next((each for each in together if each.database._runtime.retries_requests), together[0]).database
         leading = TransactMiddleware(middleware.app, database=lead, veto=partial(_any_veto, together))
         super().__init__(leading, scope, receive, send)
+
+    def _databases(self) -> Iterable[Installable]:
+        return [each.database for each in self._together]
 
     def _new_units(self) -> SeveralUnits:
         held = self._scope[SCOPE_KEY]

@@ -19,6 +19,7 @@ from transact._sqlalchemy.connection import SyncGuardedConnection
 from transact._sqlalchemy.line import Line, Place
 from transact._sqlalchemy.pool import TransactPool
 from transact._sqlalchemy.shielding import wait_for_ends
+from transact._sqlalchemy.unit import Unit
 from transact.fastapi.database import Installable
 from transact.fastapi.requests import RequestUnits
 from transact.options import Options
@@ -93,15 +94,10 @@ class SyncRequestUnits(RequestUnits):
         self._place: Place | None = None
         self._spawn = door.in_thread
 
-    async def session(self, options: Options) -> Any:
+    async def unit(self, options: Options) -> Unit:
         """See ``RequestUnits``."""
         await self._come_in()
-        return await super().session(options)
-
-    async def connection(self, options: Options) -> Any:
-        """See ``RequestUnits``."""
-        await self._come_in()
-        return await super().connection(options)
+        return await super().unit(options)
 
     async def manual_session(self) -> Any:
         """See ``RequestUnits``."""
