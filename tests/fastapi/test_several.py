@@ -645,7 +645,7 @@ async def test_what_waits_for_all_commits_never_runs_if_one_of_them_fails(severa
         # Registered while only the first is in use: it waits for those that come later too.
         transact.after_all_commits(lambda: several.told.append("all"))
         await store({"notes": notes})
-        ledger = await several.ledger._units(request).session(transact.options.Options())
+        ledger = (await several.ledger._units(request).unit(transact.options.Options())).handle
         await store({"ledger": ledger})
         await ledger.execute(text("INSERT INTO wishes (id, word) VALUES (1, 'missing')"))
         return "done"
