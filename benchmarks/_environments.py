@@ -84,7 +84,7 @@ def _install(variant: Variant, peer: Peer) -> None:
     ]
     constraints = folder / "constraints.txt"
     constraints.write_text("\n".join(pins) + "\n", encoding="utf-8")
-    pip = [folder / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip: list[str | Path] = [folder / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     done = subprocess.run(
         [*pip, "-c", constraints, peer.requirement, *COMMON], capture_output=True, text=True, check=False
     )

@@ -11,10 +11,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,10 +22,11 @@ import uvicorn
 import uvloop
 from sqlalchemy.engine import make_url
 
+from benchmarks._environments import ROOT
 from benchmarks._load import Answers, ask_once, closed_loop
-from benchmarks._report import machine, ratio
+from benchmarks._report import machine, versions
+from benchmarks._urls import driven_by
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("fastapi", "sqlalchemy", "asyncpg", "uvicorn", "uvloop", "httptools")
 START_SECONDS = 60
 STOP_SECONDS = 10
@@ -57,16 +57,11 @@ def run(load: Coroutine[Any, Any, T]) -> T:
         return runner.run(load)
 
 
-def dsn(url: str) -> str:
-    """The address of a database for the bare driver."""
-    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-
-
 def execute(url: str, *statements: str) -> Any:
     """Run statements by the bare driver; return the first value of the last one."""
 
     async def run_all() -> Any:
-        connection = await asyncpg.connect(dsn(url))
+        connection = await asyncpg.connect(driven_by("postgresql", url))
         try:
             for statement in statements[:-1]:
                 await connection.execute(statement)
@@ -124,21 +119,9 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def milliseconds(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds * 1000:,.1f}"
-
-
-def against(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """How many times theirs ours is, or that there is nothing to compare with."""
-    if not all(theirs):
-        return "they starve" if all(ours) else "-"
-    return f"{ratio(ours, theirs):.2f}"
-
-
 def machine_and(server: str) -> str:
     """Where and with what the figures were made."""
-    versions = {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}}
-    return machine(versions, server).replace("the database", "the database and the clients")
+    return machine(versions(*PACKAGES), server, "the database and the clients")
 
 
 def main() -> None:

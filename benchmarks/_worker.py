@@ -10,28 +10,16 @@ import gc
 import importlib
 import json
 import os
-import platform
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
 
 from benchmarks._asgi import cost, request
+from benchmarks._report import versions
 
 PACKAGES = ("fastapi", "starlette", "pydantic", "sqlalchemy", "asyncpg")
-
-
-def versions(name: str) -> dict[str, str]:
-    """What runs here, the variant's own distribution included if it has one."""
-    found = {"python": platform.python_version()}
-    for package in (*PACKAGES, name):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 async def memory(app: Any, requests: int) -> dict[str, int]:
@@ -57,7 +45,7 @@ async def serve(url: str, names: Sequence[str], answers: TextIO) -> None:
         apps = {name: importlib.import_module(f"benchmarks.apps.{name}").make_app(url) for name in names}
         for app in apps.values():
             await stack.enter_async_context(app.router.lifespan_context(app))
-        answer({name: versions(name) for name in names})
+        answer({name: versions(*PACKAGES, name) for name in names})  # a peer is its own distribution
         for line in sys.stdin:  # blocks the event loop, which has nothing else to do
             match json.loads(line):
                 case {"do": "cost", "name": name, "method": method, "path": path, "requests": requests}:

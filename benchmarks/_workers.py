@@ -30,7 +30,7 @@ class Process:
         self._lock = Lock()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
         names = [variant.name for variant in variants]
-        self._process = subprocess.Popen(
+        process = subprocess.Popen(
             [python_of(environment), "-m", "benchmarks._worker", url, *names],
             cwd=ROOT,
             # No packages of the caller's in the environment of a peer.
@@ -39,22 +39,24 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=self._errors,
         )
+        assert process.stdin is not None  # noqa: S101  # pipes were asked for
+        assert process.stdout is not None  # noqa: S101
+        self._process, self._stdin, self._stdout = process, process.stdin, process.stdout
 
     def ask(self, **command: Any) -> dict[str, Any]:
         with self._lock:
             try:
-                self._process.stdin.write(json.dumps(command).encode() + b"\n")  # type: ignore[union-attr]
-                self._process.stdin.flush()  # type: ignore[union-attr]
+                self._stdin.write(json.dumps(command).encode() + b"\n")
+                self._stdin.flush()
             except BrokenPipeError:
                 pass  # it has ended: its last words tell why
             return self.answer()
 
     def answer(self) -> dict[str, Any]:
         """The next answer; the first one tells that the process is ready. Raises ``WorkerError`` if there is none."""
-        stdout = self._process.stdout
-        if not select.select([stdout], [], [], ANSWER_SECONDS)[0]:
+        if not select.select([self._stdout], [], [], ANSWER_SECONDS)[0]:
             raise WorkerError(f"no answer for {ANSWER_SECONDS:.0f} s")
-        line = stdout.readline()  # type: ignore[union-attr]
+        line = self._stdout.readline()
         if not line:
             raise WorkerError(self._last_words())
         answer: dict[str, Any] = json.loads(line)
@@ -70,7 +72,7 @@ class Process:
     def close(self) -> None:
         """End the process, if it has not ended by itself."""
         with self._process:
-            self._process.stdin.close()  # type: ignore[union-attr]
+            self._stdin.close()
             try:
                 self._process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
@@ -111,7 +113,7 @@ def started(
     groups = [tuple(variants)] if together else [(variant,) for variant in variants]
     with ExitStack() as stack:
         processes = [stack.enter_context(closing(Process(group, url, at or group[0]))) for group in groups]
-        workers = {}
+        workers: dict[Variant, Worker] = {}
         for group, process in zip(groups, processes, strict=True):
             try:
                 versions = process.answer()

@@ -11,8 +11,8 @@ from typing import Any
 
 from benchmarks._command import command, say
 from benchmarks._load import SUCCESS, Answers, percentile
-from benchmarks._report import table
-from benchmarks._serving import execute, machine_and, milliseconds, serving
+from benchmarks._report import milliseconds, table
+from benchmarks._serving import execute, machine_and, serving
 from benchmarks._serving_app import GET_DB_FUNCTION, HERE, TRANSACT
 from benchmarks.apps._routes import POOL_SIZE
 

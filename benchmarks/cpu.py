@@ -44,7 +44,8 @@ def report(url: str, server: str, quick: bool) -> str:  # noqa: FBT001  # every 
     peers, failed = ([], {}) if quick else installed_peers()
     variants = FEW if quick else (*OURS, *peers)
     with ExitStack() as stack:
-        workers: dict[Runner, Worker] = dict(stack.enter_context(started(url, variants, failed, together=quick)))
+        own = stack.enter_context(started(url, variants, failed, together=quick))
+        workers: dict[Runner, Worker] = dict(own.items())
         here = workers[CONTROL].versions
         for peer in [peer for peer in peers if peer in workers and _differs(workers[peer], here)]:
             workers[Control(peer)] = stack.enter_context(started(url, [CONTROL], {}, at=peer))[CONTROL]

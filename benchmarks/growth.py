@@ -17,8 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from benchmarks._asgi import cost
 from benchmarks._command import command, say
-from benchmarks._report import machine, microseconds, table
-from benchmarks._worker import versions
+from benchmarks._report import machine, microseconds, table, versions
+from benchmarks._worker import PACKAGES
 from benchmarks.apps._routes import insert_item
 from transact.fastapi import Database
 
@@ -102,7 +102,7 @@ def report(url: str, server: str, quick: bool) -> str:  # noqa: FBT001  # every 
     rows = [(kind, *(microseconds(taken[kind, count]) for count in COUNTS), _slope(taken, kind)) for kind in KINDS]
     said = f"CPU per request, µs; medians of {rounds} alternating rounds of {requests} requests."
     head = ("", *(str(count) for count in COUNTS), "each one more")
-    return f"{said} {machine(versions('transact'), server)}\n{table(head, rows)}"
+    return f"{said} {machine(versions(*PACKAGES), server)}\n{table(head, rows)}"
 
 
 async def _measure(url: str, rounds: int, requests: int) -> dict[tuple[str, int], list[float]]:

@@ -13,8 +13,8 @@ from typing import Any
 
 from benchmarks._command import command, say
 from benchmarks._load import REFUSED, SUCCESS, Answers, open_loop, percentile
-from benchmarks._report import ratio, table
-from benchmarks._serving import Served, cpu_seconds, machine_and, milliseconds, run, serving
+from benchmarks._report import milliseconds, ratio, table
+from benchmarks._serving import Served, cpu_seconds, machine_and, run, serving
 from benchmarks._serving_app import GET_DB_FUNCTION, HERE, TRANSACT, WORK
 from benchmarks.apps._routes import POOL_SIZE
 

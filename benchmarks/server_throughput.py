@@ -24,8 +24,9 @@ import asyncpg
 
 from benchmarks._command import command, say
 from benchmarks._load import SUCCESS, percentile
-from benchmarks._report import table
-from benchmarks._serving import Served, against, cpu_seconds, delaying, dsn, machine_and, milliseconds, run, serving
+from benchmarks._report import against, milliseconds, table
+from benchmarks._serving import Served, cpu_seconds, delaying, machine_and, run, serving
+from benchmarks._urls import driven_by
 from benchmarks.apps._routes import POOL_SIZE
 
 CONTROL = 'get_db, scope="function"'
@@ -138,7 +139,7 @@ def _wrk(program: str, served: Served, method: str, path: str, *words: str) -> d
 
 async def _round_trip(url: str) -> float:
     """Seconds of a statement by the bare driver."""
-    connection = await asyncpg.connect(dsn(url))
+    connection = await asyncpg.connect(driven_by("postgresql", url))
     taken = []
     for _ in range(100):
         started = time.perf_counter()
@@ -150,7 +151,7 @@ async def _round_trip(url: str) -> float:
 
 async def _limit(url: str, pid: int, seconds: float) -> float:
     """Statements per second that the proxy could pass on, by what it needs of a processor for those of a full pool."""
-    connections = [await asyncpg.connect(dsn(url)) for _ in range(POOL_SIZE)]
+    connections = [await asyncpg.connect(driven_by("postgresql", url)) for _ in range(POOL_SIZE)]
     end = time.perf_counter() + seconds
 
     async def ask(connection: "asyncpg.Connection[asyncpg.Record]") -> int:

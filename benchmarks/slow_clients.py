@@ -15,8 +15,8 @@ from contextlib import ExitStack, contextmanager, suppress
 
 from benchmarks._command import command, say
 from benchmarks._load import Answers, percentile
-from benchmarks._report import table
-from benchmarks._serving import Served, against, machine_and, milliseconds, serving
+from benchmarks._report import against, milliseconds, table
+from benchmarks._serving import Served, machine_and, serving
 from benchmarks._serving_app import GET_DB, GET_DB_FUNCTION, HERE, TRANSACT
 from benchmarks.apps._routes import POOL_SIZE
 

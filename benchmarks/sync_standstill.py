@@ -11,11 +11,12 @@ from typing import Annotated
 
 import httpx
 from fastapi import Depends, FastAPI
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 
 from benchmarks._command import command
 from benchmarks._report import table
+from benchmarks._urls import driven_by
 from transact.fastapi import SyncDatabase
 
 REQUESTS = 200
@@ -79,7 +80,7 @@ async def ask(app: FastAPI, requests: int) -> tuple[str, str, str]:
 
 def report(url: str, server: str, quick: bool) -> str:  # noqa: FBT001  # every measurement is called like this
     requests = 10 if quick else REQUESTS
-    plain = make_url(url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+    plain = driven_by("postgresql+psycopg", url)
     engine = create_engine(plain)
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE standstill (n INTEGER)"))

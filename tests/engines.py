@@ -114,7 +114,7 @@ class MariadbServer:
         except pymysql.err.OperationalError as error:
             raise EngineMissingError(_reached(self._admin, error)) from None
         with connection:
-            version = connection.get_server_info()
+            version = connection.get_server_info()  # type: ignore[no-untyped-call]  # its stubs say nothing
         self._url = self.another_database(Path(), stack)
         number, _, rest = version.removeprefix("5.5.5-").partition("-")
         return f"{'MariaDB' if 'MariaDB' in rest else 'MySQL'} {number}"

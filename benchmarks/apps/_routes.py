@@ -83,7 +83,7 @@ def add_empty_route(app: FastAPI) -> None:
         return {"status": "empty"}
 
 
-def add_session_routes(app: FastAPI, session: Any, reading: Any | None = None) -> None:
+def add_session_routes(app: FastAPI, session: Any, reading: Any = None) -> None:
     """Add the routes of a variant that hands out an ``AsyncSession``; the annotations say how it is asked for."""
     reading = reading or session
 
@@ -110,7 +110,7 @@ def add_session_routes(app: FastAPI, session: Any, reading: Any | None = None) -
     add_empty_route(app)
 
 
-def add_connection_routes(app: FastAPI, connection: Any, reading: Any | None = None) -> None:
+def add_connection_routes(app: FastAPI, connection: Any, reading: Any = None) -> None:
     """Add the routes of a variant that hands out an ``AsyncConnection``: without the ORM, both INSERT routes are one."""
     reading = reading or connection
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import asyncpg
 from fastapi import FastAPI
-from sqlalchemy.engine import make_url
 
+from benchmarks._urls import driven_by
 from benchmarks.apps._routes import INSERT_SQL, ONE_SQL, POOL_SIZE, ROWS_SQL, EntryOut, add_empty_route
 
 
 def make_app(url: str, pool_size: int = POOL_SIZE) -> FastAPI:
-    dsn = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    dsn = driven_by("postgresql", url)
     pool: asyncpg.Pool
 
     @asynccontextmanager

@@ -10,7 +10,8 @@ import pytest
 from fastapi import FastAPI, Response
 
 from benchmarks._load import Answers, closed_loop, open_loop, percentile
-from benchmarks._serving import ServerError, delaying, dsn, serving
+from benchmarks._serving import ServerError, delaying, serving
+from benchmarks._urls import driven_by
 from tests.fastapi.serving import serving as in_this_process
 
 
@@ -77,7 +78,7 @@ def test_a_percentile_is_a_value_that_was_measured() -> None:
 
 async def test_the_proxy_makes_each_round_trip_longer_by_its_delay(postgres_url: str) -> None:
     with delaying(postgres_url, 0.05) as (through, _):
-        connections = [await asyncpg.connect(dsn(through)) for _ in range(3)]
+        connections = [await asyncpg.connect(driven_by("postgresql", through)) for _ in range(3)]
         for connection in connections:
             await connection.fetchval("SELECT 1")  # prepares it
             started = time.perf_counter()
