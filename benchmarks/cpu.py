@@ -7,7 +7,7 @@ control. A peer that runs with other versions is compared with a control of its 
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -26,6 +26,8 @@ ROUTES = (
     ("GET", "/idle", "session not used"),
     ("GET", "/empty", "no session"),
 )
+ROUNDS = {True: (2, 5), False: (15, 100)}
+"""Rounds, and requests of each, if it has to be quick and if not."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ Costs = Mapping[tuple[str, Runner], list[Cost]]
 
 
 def report(url: str, server: str, quick: bool) -> str:  # noqa: FBT001  # every measurement is called like this
-    rounds, requests = (2, 5) if quick else (15, 100)
+    rounds, requests = ROUNDS[quick]
     peers, failed = ([], {}) if quick else installed_peers()
     variants = FEW if quick else (*OURS, *peers)
     with ExitStack() as stack:
@@ -50,7 +52,7 @@ def report(url: str, server: str, quick: bool) -> str:  # noqa: FBT001  # every 
         for peer in [peer for peer in peers if peer in workers and _differs(workers[peer], here)]:
             workers[Control(peer)] = stack.enter_context(started(url, [CONTROL], {}, at=peer))[CONTROL]
         versions = {runner: worker.versions for runner, worker in workers.items()}
-        costs = _measure(workers, rounds, requests, failed)
+        costs = measure(workers.items(), rounds, requests, failed)
     shown = [runner for runner in versions if isinstance(runner, Variant) and runner not in failed]
     said = f"Medians of {rounds} alternating rounds of {requests} requests. {machine(here, server)}"
     parts = [said, "CPU, µs and ratio:\n", _table(costs, shown, "cpu"), "On the wall's clock, µs and ratio:\n"]
@@ -62,12 +64,14 @@ def _differs(worker: Worker, here: Mapping[str, str]) -> bool:
     return any(worker.versions[package] != number for package, number in here.items())
 
 
-def _measure(workers: dict[Runner, Worker], rounds: int, requests: int, failed: dict[Variant, str]) -> Costs:
+def measure(workers: Iterable[tuple[Runner, Worker]], rounds: int, requests: int, failed: dict[Variant, str]) -> Costs:
+    """What each route costs each of ``workers``, in turn; a peer that fails goes into ``failed``."""
+    workers = list(workers)
     costs: dict[tuple[str, Runner], list[Cost]] = defaultdict(list)
     for method, path, name in ROUTES:
-        say(f"cpu: {name}")
+        say(name)
         for number in range(rounds + 1):
-            for runner, worker in workers.items():
+            for runner, worker in workers:
                 if runner in failed or (runner is EMPTY and path != "/empty"):
                     continue
                 try:
@@ -90,16 +94,18 @@ def _control(costs: Costs, path: str, runner: Runner) -> list[Cost]:
 
 
 def _table(costs: Costs, shown: list[Variant], which: str) -> str:
-    def cell(path: str, variant: Variant) -> str:
+    def shown_at(path: str, variant: Variant) -> str:
         found = costs.get((path, variant))
-        if not found:
-            return ""
-        own = [getattr(cost, which) for cost in found]
-        control = [getattr(cost, which) for cost in _control(costs, path, variant)]
-        return f"{microseconds(own)} · {ratio(own, control):.2f}"
+        return cell(found, _control(costs, path, variant), which) if found else ""
 
-    rows = [(variant.shown, *(cell(path, variant) for _, path, _ in ROUTES)) for variant in shown]
+    rows = [(variant.shown, *(shown_at(path, variant) for _, path, _ in ROUTES)) for variant in shown]
     return table(("", *(name for _, _, name in ROUTES)), rows)
+
+
+def cell(costs: Iterable[Cost], control: Iterable[Cost], which: str) -> str:
+    """The median of ``which``, ``cpu`` or ``wall``, in microseconds, and its ratio to the control's."""
+    own, other = ([getattr(cost, which) for cost in each] for each in (costs, control))
+    return f"{microseconds(own)} · {ratio(own, other):.2f}"
 
 
 def _pairs(costs: Costs) -> str:

@@ -11,12 +11,12 @@ import asyncpg
 import psycopg
 import pytest
 from httpx import ASGITransport, AsyncClient
-from sqlalchemy.engine import make_url
 
-from benchmarks import cpu, memory, round_trips, summary, sync_standstill, testing
+from benchmarks import cpu, memory, round_trips, summary, sync_cpu, sync_standstill, testing
 from benchmarks.__main__ import PAGES, _marks, filled, measurements
 from benchmarks._command import with_tables
 from benchmarks._environments import ROOT
+from benchmarks._urls import driven_by
 from benchmarks._variants import EMPTY, FEW, OURS, PEERS
 from benchmarks._workers import WorkerError, started
 from benchmarks.apps import (
@@ -26,17 +26,14 @@ from benchmarks.apps import (
     empty,
     get_db,
     get_db_function,
+    sync_get_db,
+    sync_transact,
     transact,
     transact_connection,
 )
 from benchmarks.cpu import ROUTES
 
 MODULES = (empty, asyncpg_pool, core, get_db, get_db_function, bare, transact, transact_connection)
-
-
-def plain(url):
-    """The URL as drivers take it."""
-    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 @pytest.fixture
@@ -69,6 +66,18 @@ def test_every_variant_answers_every_route_alike(bench_url):
     assert all(status == 200 for each in found.values() for status, _ in each.values())
     assert len(found[get_db]["/rows"][1]) == 100
     assert all(each == found[get_db] for each in found.values())
+
+
+def test_def_routes_answer_as_the_others_do(bench_url):
+    url = driven_by("postgresql+psycopg", bench_url)
+    found = [asyncio.run(answers(module, url)) for module in (get_db_function, sync_get_db, sync_transact)]
+    assert found[0] == found[1] == found[2]
+
+
+def test_def_routes_are_measured_beside_async_ones(bench_url):
+    rows = [line for line in sync_cpu.report(bench_url, "a server", True).splitlines() if " · " in line]
+    assert len(rows) == 2 * len(sync_cpu.CONTROLS)
+    assert all(line.count("·") == len(ROUTES) for line in rows)
 
 
 @pytest.mark.long
@@ -125,7 +134,7 @@ def test_the_command_makes_the_measurement_that_is_named(postgres_url):
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--quick", "growth"],
         cwd=ROOT,
-        env={**os.environ, "TRANSACT_TEST_POSTGRESQL": plain(postgres_url)},
+        env={**os.environ, "TRANSACT_TEST_POSTGRESQL": driven_by("postgresql", postgres_url)},
         capture_output=True,
         text=True,
         check=False,
@@ -135,7 +144,7 @@ def test_the_command_makes_the_measurement_that_is_named(postgres_url):
 
 
 async def test_a_wait_of_the_client_is_one_round_trip(postgres_url):
-    async with round_trips.counting(plain(postgres_url)) as (proxy, through):
+    async with round_trips.counting(driven_by("postgresql", postgres_url)) as (proxy, through):
         connection = await asyncpg.connect(through)
         await connection.fetchval("SELECT 1")  # prepares it as well
         proxy.counter = round_trips.Counter()
@@ -149,7 +158,7 @@ async def test_a_wait_of_the_client_is_one_round_trip(postgres_url):
 
 async def test_statements_that_do_not_wait_for_each_other_are_one_round_trip(postgres_url):
     async with (
-        round_trips.counting(plain(postgres_url)) as (proxy, through),
+        round_trips.counting(driven_by("postgresql", postgres_url)) as (proxy, through),
         await psycopg.AsyncConnection.connect(through, autocommit=True) as connection,
     ):
         proxy.counter = round_trips.Counter()
