@@ -251,6 +251,13 @@ def test_a_lost_commit_is_of_unknown_outcome_and_stored_or_not(sync_db, sync, st
     sync.assert_no_connection_held()
 
 
+@pytest.mark.engines("pg18-psycopg", "mariadb")
+def test_a_slow_statement_runs_into_the_limit_of_its_transaction(sync_db, sync):
+    with sync.faults.slow(30), pytest.raises(errors.TransactionTimeout), sync_db.transaction(timeout=0.3) as session:
+        add(session, 1)
+    assert found(sync_db) == []
+
+
 @pytest.mark.engines("pg18-psycopg")
 @pytest.mark.parametrize("stored", [True, False])
 def test_with_verify_commit_a_lost_commit_is_found_out(db, database_url, transact_database: Kit, stored):
@@ -351,6 +358,24 @@ def test_drivers_that_cannot_share_are_told_and_then_see_nothing_of_each_other(
         transact_database(db)
         with pytest.raises(errors.UsageError, match="these are two databases"):
             transact_database(SyncDatabase(f"{plain_url}_other"), sharing=db)
+
+
+@pytest.mark.engines("pg18-asyncpg")
+async def test_two_that_do_not_share_do_not_wait_for_ever_for_what_the_other_holds(
+    db, database_url, transact_database: Kit
+):
+    sync_db = SyncDatabase(database_url.replace("+asyncpg", "+psycopg"))
+    transact_database(db, patience=0.2)
+    transact_database(sync_db, patience=0.2)
+    async with db.transaction() as session:
+        await add_async(session, 1)
+    sync_db.run(add, 2)
+    with pytest.raises(errors.LockTimeout):
+        sync_db.run(add, 1)
+    with pytest.raises(errors.LockTimeout):
+        async with db.transaction() as session:
+            await add_async(session, 2)
+    assert (await numbers(db), found(sync_db)) == ([1], [2])
 
 
 @pytest.mark.engines("sqlite")

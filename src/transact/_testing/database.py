@@ -19,7 +19,7 @@ from transact._testing.faults import Faults
 from transact._testing.installing import lend
 from transact._testing.portal import Portal
 from transact._testing.shared import SharedConnection, physical_pool
-from transact._testing.sharing import check_can_be_beside, check_can_share, prepare_to_share
+from transact._testing.sharing import check_can_share, of_one_place, prepare_to_share
 from transact._testing.watching import CapturedHooks, captured_hooks, counted_statements, held_connections
 from transact.database import Database
 from transact.errors import UsageError
@@ -151,13 +151,16 @@ class Kit:
 
     @contextmanager
     def _begun(self, database: BaseDatabase, patience: float) -> Iterator[SharedConnection]:
-        check_can_be_beside(database, self._in_use)
+        beside = of_one_place(database, self._in_use)
         shared = self._shared_by(database)
         shared.patience = patience
         shared.lent_by = []
         shared.faults = Faults(database._runtime.engine.dialect, lambda: _drop_idle(shared.lent_by))
         shared.portal.run(shared.begin)
         try:
+            # Neither ends before the test does: to wait for a lock of the other would never end.
+            for each in [shared, *(self._shared[other] for other in beside if other in self._shared)] if beside else []:
+                each.portal.run(each.bound_lock_waits)
             yield shared
         finally:
             shared.portal.run(shared.end)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,9 @@ class Rules:
         if self._query_only:
             send("PRAGMA query_only = OFF")
             self._query_only = False
+
+    def bound_lock_waits(self, seconds: float, send: Send) -> None:
+        """Let no statement wait longer for a lock, where it would wait for ever."""
 
     def has_ended(self, error: BaseException, physical: Any) -> bool:  # noqa: ARG002
         """Whether the server has rolled back everything with this error."""
@@ -110,6 +114,10 @@ class PostgresqlRules(Rules):
 
     def end(self, send: Send) -> None:
         """Before the outer transaction is rolled back."""
+
+    def bound_lock_waits(self, seconds: float, send: Send) -> None:
+        """Let no statement wait longer for a lock, where it would wait for ever."""
+        send(f"SET LOCAL lock_timeout = {math.ceil(seconds * 1000)}")
 
     def has_ended(self, error: BaseException, physical: Any) -> bool:  # noqa: ARG002
         """Whether the server has rolled back everything with this error."""

@@ -90,6 +90,11 @@ class SharedConnection:
         if self._gone is not None:
             await self.close()
 
+    async def bound_lock_waits(self) -> None:
+        """Let no statement wait longer for another connection's lock than for another transaction on this one."""
+        async with self._wire:
+            await greenlet_spawn(self._rules.bound_lock_waits, self.patience, self.send)
+
     def _roll_back(self) -> None:
         self._rules.end(self.send)
         self.physical.rollback()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy.engine import URL
 from sqlalchemy.util import greenlet_spawn
 
 from transact._database import BaseDatabase
@@ -25,28 +24,34 @@ def check_can_share(database: BaseDatabase, sharing: BaseDatabase) -> None:
         raise UsageError(
             "transact_database(…, sharing=…): the connection has to be that of a Database, not of a SyncDatabase"
         )
-    if _place(database._url) != _place(sharing._url):
+    if _place(database) != _place(sharing):
         raise UsageError("transact_database(…, sharing=…): these are two databases; put each under test by itself")
-    if RULES[ours.name] is not RULES[theirs.name] or _style(ours) != _style(theirs):
+    if _style(ours) != _style(theirs):
         raise UsageError(
             f"transact_database(…, sharing=…): {names} write their statements in different ways, so they cannot share a "
             "connection; with postgresql+psycopg for both they can"
         )
 
 
-def check_can_be_beside(database: BaseDatabase, others: Iterable[BaseDatabase]) -> None:
-    """Raise ``UsageError`` if the transaction of another one keeps this one from beginning: SQLite has one writer."""
-    if database._runtime.single_writer and not in_memory(database._url):
-        for other in others:
-            if other._runtime.single_writer and _place(other._url) == _place(database._url):
-                raise UsageError(
-                    f"two databases over {database._url.database} are under test, and SQLite lets only one of them write; "
-                    "let them share a transaction: transact_database(the_sync_one, sharing=the_async_one)"
-                )
+def of_one_place(database: BaseDatabase, others: Iterable[BaseDatabase]) -> list[BaseDatabase]:
+    """Those of ``others`` that are the same database on the same server.
+
+    Raises ``UsageError`` if the transaction of one of them keeps that of ``database`` from beginning: SQLite has one writer.
+    """
+    if in_memory(database._url):
+        return []
+    found = [other for other in others if _place(other) == _place(database)]
+    if found and database._runtime.single_writer:
+        raise UsageError(
+            f"two databases over {database._url.database} are under test, and SQLite lets only one of them write; "
+            "let them share a transaction: transact_database(the_sync_one, sharing=the_async_one)"
+        )
+    return found
 
 
-def _place(url: URL) -> tuple[object, ...]:
-    return url.host, url.port, url.database
+def _place(database: BaseDatabase) -> tuple[object, ...]:
+    url = database._url
+    return RULES[database._runtime.engine.dialect.name], url.host, url.port, url.database
 
 
 def _style(dialect: Any) -> str:
