@@ -10,7 +10,8 @@ from fastapi import FastAPI
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from transact.fastapi import Database
+from tests.sync.in_place import sync_url
+from transact.fastapi import Database, SyncDatabase
 from transact.pytest_plugin import DatabaseUnderTest
 
 
@@ -37,6 +38,11 @@ def db(database_url: str) -> Database:
 @pytest.fixture
 def database(db: Database, transact_database: Callable[..., DatabaseUnderTest]) -> DatabaseUnderTest:
     return transact_database(db)
+
+
+@pytest.fixture
+def sync_db(db: Database, database_url: str) -> SyncDatabase:  # the tables come first
+    return SyncDatabase(sync_url(database_url))
 
 
 async def add(session: AsyncSession, number: int, body: str = "x") -> None:

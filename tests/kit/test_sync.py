@@ -1,23 +1,21 @@
-"""The kit around a `SyncDatabase`: plain tests, `def` routes in worker threads, and both kinds over one server."""
+"""The kit around a `SyncDatabase`: plain tests, and `def` routes in worker threads."""
 
 import contextvars
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
-from fastapi import Depends, FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from tests.engines import Observer
-from tests.kit.conftest import add as add_async
-from tests.kit.conftest import application, create, numbers
+from tests.kit.conftest import create
+from tests.kit.plain import add, found, routes
 from tests.sync.in_place import sync_url
 from transact import Database, Propagation, Retry, SyncDatabase, errors
-from transact import fastapi as ours
 from transact._testing.database import Kit as KitOfTests
 from transact.pytest_plugin import DatabaseUnderTest
 
@@ -27,53 +25,8 @@ DEFERRED = "DEFERRABLE INITIALLY DEFERRED"
 
 
 @pytest.fixture
-def sync_db(db: ours.Database, database_url: str) -> ours.SyncDatabase:  # the tables come first
-    return ours.SyncDatabase(sync_url(database_url))
-
-
-@pytest.fixture
 def sync(sync_db: SyncDatabase, transact_database: Kit) -> DatabaseUnderTest[SyncDatabase]:
     return transact_database(sync_db)
-
-
-def add(session: Session, number: int) -> int:
-    session.execute(text("INSERT INTO notes (id, body) VALUES (:id, 'x')"), {"id": number})
-    return number
-
-
-def found(db: SyncDatabase) -> list[int]:
-    with db.transaction(read_only=True) as session:
-        return list(session.scalars(text("SELECT id FROM notes ORDER BY id")))
-
-
-def routes(db: ours.SyncDatabase) -> FastAPI:
-    """Notes are added after a look by a dependency of its own, which has a worker thread of its own."""
-    app = FastAPI(lifespan=db.lifespan)
-    db.install(app)
-    app.state.mailed = []
-    app.state.threads = set()
-    Given = Annotated[Session, db.session()]  # noqa: N806  # as users write it
-
-    def look(session: Given) -> int:
-        app.state.threads.add(threading.current_thread())
-        return int(session.scalar(text("SELECT count(*) FROM notes")) or 0)
-
-    @app.post("/notes/{number}", status_code=201)
-    def post(number: int, session: Given, _: Annotated[int, Depends(look)]) -> int:
-        app.state.threads.add(threading.current_thread())
-        db.after_commit(lambda: app.state.mailed.append(number))
-        return add(session, number)
-
-    @app.post("/broken/{number}")
-    def broken(number: int, session: Given) -> None:
-        add(session, number)
-        raise RuntimeError("after the write")
-
-    @app.get("/notes")
-    def get(session: Annotated[Session, db.session(read_only=True)]) -> list[int]:
-        return list(session.scalars(text("SELECT id FROM notes ORDER BY id")))
-
-    return app
 
 
 def test_commits_are_kept_to_the_end_of_the_test_and_rollbacks_are_not(sync_db, sync, observer: Observer):
@@ -296,91 +249,3 @@ def test_a_deferred_constraint_fails_when_the_application_commits(database_url, 
 def test_it_is_made_of_a_url_that_only_a_sync_driver_has(database_url, db, transact_database: Kit):
     made = transact_database(sync_url(database_url)).database
     assert isinstance(made, Database if "psycopg" in database_url else SyncDatabase)
-
-
-# Both kinds in one application.
-
-
-@pytest.fixture
-def both(db: Database, sync_db: SyncDatabase, transact_database: Kit) -> DatabaseUnderTest[Database]:
-    database = transact_database(db)
-    transact_database(sync_db, sharing=db)
-    return database
-
-
-def test_routes_of_both_kinds_see_the_data_of_each_other_if_they_share(db, sync_db, both, observer: Observer):
-    app = application(db)
-    sync_db.install(app)
-    app.mount("/plain", routes(sync_db))
-    with TestClient(app, raise_server_exceptions=False) as client:
-        assert client.post("/notes/1").status_code == 201
-        assert client.post("/plain/notes/2").status_code == 201
-        assert client.post("/plain/notes/1").status_code == 409
-        assert client.post("/notes/2").status_code == 409
-        both.faults.fail_statement(errors.NotNullViolation)
-        assert client.post("/plain/broken/3").status_code == 422
-        both.faults.fail_commit(errors.SerializationFailure)
-        assert client.post("/plain/notes/3").status_code == 503
-        assert client.get("/notes").json() == client.get("/plain/notes").json() == [1, 2]
-    assert observer.rows("SELECT * FROM notes") == []
-
-
-async def test_an_open_transaction_of_one_kind_is_waited_for_by_the_other(db, sync_db, transact_database: Kit):
-    transact_database(db, patience=0.2)
-    transact_database(sync_db, sharing=db)
-    async with db.transaction(label="first") as session:
-        await add_async(session, 1)
-        with pytest.raises(errors.UsageError, match="transaction of 'first' is open"), sync_db.transaction() as plain:
-            add(plain, 2)
-    assert await numbers(db) == found(sync_db) == [1]
-
-
-@pytest.mark.engines("pg18-asyncpg", "pg18-psycopg")
-def test_drivers_that_cannot_share_are_told_and_then_see_nothing_of_each_other(
-    db, database_url, transact_database: Kit
-):
-    plain_url = database_url.replace("+asyncpg", "+psycopg")
-    sync_db = SyncDatabase(plain_url)
-    transact_database(sync_db)
-    with pytest.raises(errors.UsageError, match="not of a SyncDatabase"):
-        transact_database(db, sharing=sync_db)
-    if "asyncpg" in database_url:
-        database = transact_database(db)
-        with pytest.raises(errors.UsageError, match="write their statements in different ways"):
-            transact_database(SyncDatabase(plain_url), sharing=db)
-        with TestClient(application(db)) as client:
-            assert client.post("/notes/1").status_code == 201
-        assert found(sync_db) == []
-        database.assert_no_connection_held()
-    else:
-        with pytest.raises(errors.UsageError, match="has no transaction of its own in this test"):
-            transact_database(SyncDatabase(plain_url), sharing=db)
-        transact_database(db)
-        with pytest.raises(errors.UsageError, match="these are two databases"):
-            transact_database(SyncDatabase(f"{plain_url}_other"), sharing=db)
-
-
-@pytest.mark.engines("pg18-asyncpg")
-async def test_two_that_do_not_share_do_not_wait_for_ever_for_what_the_other_holds(
-    db, database_url, transact_database: Kit
-):
-    sync_db = SyncDatabase(database_url.replace("+asyncpg", "+psycopg"))
-    transact_database(db, patience=0.2)
-    transact_database(sync_db, patience=0.2)
-    async with db.transaction() as session:
-        await add_async(session, 1)
-    sync_db.run(add, 2)
-    with pytest.raises(errors.LockTimeout):
-        sync_db.run(add, 1)
-    with pytest.raises(errors.LockTimeout):
-        async with db.transaction() as session:
-            await add_async(session, 2)
-    assert (await numbers(db), found(sync_db)) == ([1], [2])
-
-
-@pytest.mark.engines("sqlite")
-def test_on_sqlite_both_kinds_have_to_share(db, sync_db, both, transact_database: Kit):
-    with pytest.raises(errors.UsageError, match="SQLite lets only one of them write"):
-        transact_database(SyncDatabase(sync_db.engine.url))
-    with pytest.raises(errors.UsageError, match="has no transaction of its own in this test"):
-        transact_database(SyncDatabase(sync_db.engine.url), sharing=sync_db)
