@@ -11,7 +11,7 @@ from sqlalchemy import MetaData
 from sqlalchemy.engine import URL
 
 from transact._core.hooks import Hook
-from transact._sqlalchemy.engines import check_driver, make_engine
+from transact._sqlalchemy.engines import check_driver, commit_in_two_phases, make_engine
 from transact._sqlalchemy.reading import reads_by_statement
 from transact._sqlalchemy.runtime import Runtime, parse_url
 from transact._sqlalchemy.transaction import Transaction
@@ -43,6 +43,7 @@ class BaseDatabase:
         retry: Retry | None = None,
         timeout: float | None = None,
         verify_commit: bool = False,
+        two_phase: bool = False,
         metadata: MetaData | None = None,
         name: str = "default",
         echo: bool = False,
@@ -58,6 +59,7 @@ class BaseDatabase:
             retry=retry,
             timeout=timeout,
             verify_commit=verify_commit,
+            two_phase=two_phase,
         )
         base = self._session_base
         session_class = base if session_class is FACES_OWN else session_class
@@ -67,6 +69,7 @@ class BaseDatabase:
         check_driver(self._url, is_async=self._runtime_class.is_async)
         self.name = name
         self._closed = False
+        self._two_phase = two_phase
         self._runtime = self._runtime_class(
             name, session_class, defaults(isolation=isolation, timeout=timeout, retry=retry)
         )
@@ -80,6 +83,10 @@ class BaseDatabase:
             verify_commit=verify_commit,
             options={"echo": echo, **(engine_options or {})},
         )
+        if two_phase:
+            commit_in_two_phases(
+                self._url, self._runtime, metadata=metadata, options={"echo": echo, **(engine_options or {})}
+            )
 
     @classmethod
     def from_env(cls, prefix: str = "TRANSACT_", **arguments: Any) -> Self:

@@ -116,8 +116,10 @@ class CommitOutcomeUnknown(TransactError):
     """COMMIT was sent and its answer was lost: the data may be stored or not.
 
     Never repeat such a transaction blindly; look whether the data is there. ``__cause__`` is what happened to the
-    connection.
+    connection. ``prepared``: with ``two_phase=True``, the names under which servers hold what ``resolve_prepared`` will end.
     """
+
+    prepared: tuple[str, ...] = ()
 
 
 class RetriesExhausted(TransactError):

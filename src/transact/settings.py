@@ -25,6 +25,7 @@ class Settings(BaseSettings):
     isolation: Isolation | None = None
     timeout: float | None = None
     verify_commit: bool = False
+    two_phase: bool = False
     name: str = "default"
     echo: bool = False
 
@@ -43,6 +44,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "retry": (lambda value: value is None or isinstance(value, Retry), "a Retry, such as Retry(attempts=5)"),
     "timeout": (lambda value: value is None or (is_seconds(value) and value > 0), "seconds above 0, or None"),
     "verify_commit": (lambda value: isinstance(value, bool), "True or False"),
+    "two_phase": (lambda value: isinstance(value, bool), "True or False"),
 }
 
 

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from transact._core.signatures import session_position
 from transact._database import BaseDatabase, hide_session
 from transact._sqlalchemy.faces import SyncTransactionBlock
+from transact._sqlalchemy.resolving import Prepared, engine_of, list_prepared
 from transact._sqlalchemy.retrying import SyncAttempts, Tries, retry_of
 from transact._sqlalchemy.threads import SyncRuntime
 from transact._sqlalchemy.transaction import caller_name
@@ -87,6 +88,10 @@ class SyncDatabase(BaseDatabase):
         self._check_open()
         with self.read_engine.connect() as connection:  # which does not wait for SQLite's writers
             connection.execute(select(1))
+
+    def prepared(self) -> list[Prepared]:
+        """What is prepared in this database and not yet ended: see ``Database.prepared``."""
+        return list_prepared(engine_of(self._runtime))
 
     @property
     def engine(self) -> Engine:

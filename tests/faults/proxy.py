@@ -10,7 +10,7 @@ from enum import Enum
 
 from sqlalchemy.engine import make_url
 
-from tests.faults.wire import WIRES, Message, Step, Wire, step_of
+from tests.faults.wire import ANSWERS, WIRES, Message, Step, Wire, step_of
 
 LATENCY = 0.02
 _PORTS = {"postgresql": 5432, "mysql": 3306}
@@ -49,7 +49,7 @@ class Link:
         self._wire: Wire = proxy.wire()
         self._client = reader, writer
         self._server: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-        self._awaits_answer = False
+        self._awaits: Step | None = None
         self._held = b""
 
     async def run(self) -> None:
@@ -74,23 +74,24 @@ class Link:
             step = step_of(message.sql) if message.sql is not None else None
             if step is not None and not await self._comes_to(step):
                 continue
-            self._awaits_answer = self._awaits_answer or step is Step.COMMIT_SENT
+            if step is not None and not message.parses:
+                self._awaits = self._awaits or ANSWERS.get(step)
             await self._pass(message.raw, server)
 
     async def _downwards(self, server: asyncio.StreamReader) -> None:
         while True:
             message = await self._wire.from_server(server)
-            raw = await self._answer(message) if self._awaits_answer else message.raw
+            raw = await self._answer(message, self._awaits) if self._awaits else message.raw
             await self._pass(raw, self._client[1])
 
-    async def _answer(self, message: Message) -> bytes:
-        """What may be passed on of an answer to COMMIT: nothing before it is complete."""
+    async def _answer(self, message: Message, step: Step) -> bytes:
+        """What may be passed on of an answer to COMMIT or its like: nothing before it is complete."""
         self._held += message.raw
         if not message.answers:
             return b""
-        self._awaits_answer = False
+        self._awaits = None
         held, self._held = self._held, b""
-        return held if await self._comes_to(Step.COMMIT_ANSWERED) else b""
+        return held if await self._comes_to(step) else b""
 
     async def _pass(self, raw: bytes, to: asyncio.StreamWriter) -> None:
         if raw and not self.dark:

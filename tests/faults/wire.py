@@ -20,6 +20,10 @@ class Step(Enum):
     IDLE = "before COMMIT"
     COMMIT_SENT = "COMMIT sent"
     COMMIT_ANSWERED = "COMMIT answered"
+    PREPARE_SENT = "PREPARE TRANSACTION sent"
+    PREPARE_ANSWERED = "PREPARE TRANSACTION answered"
+    PREPARED_COMMIT_SENT = "COMMIT PREPARED sent"
+    PREPARED_COMMIT_ANSWERED = "COMMIT PREPARED answered"
     RETURNED = "connection returned"
     ROLLBACK = "ROLLBACK of the pool"
     RECEIPT = "transaction id"
@@ -31,6 +35,8 @@ class Step(Enum):
 _STATEMENTS = (
     (Step.BEGIN, re.compile(r"\s*(BEGIN|START\s+TRANSACTION)\b", re.IGNORECASE)),
     (Step.COMMIT_SENT, re.compile(r"\s*COMMIT\b(?!\s+PREPARED)", re.IGNORECASE)),
+    (Step.PREPARE_SENT, re.compile(r"\s*PREPARE\s+TRANSACTION\b", re.IGNORECASE)),
+    (Step.PREPARED_COMMIT_SENT, re.compile(r"\s*COMMIT\s+PREPARED\b", re.IGNORECASE)),
     (Step.SAVEPOINT, re.compile(r"\s*SAVEPOINT\b", re.IGNORECASE)),
     (Step.RECEIPT, re.compile(r"\s*SELECT pg_current_xact_id")),
     (Step.RELEASE, re.compile(r"\s*RELEASE\b", re.IGNORECASE)),
@@ -41,6 +47,14 @@ _STATEMENTS = (
 )
 
 
+#: The steps whose answer is one too.
+ANSWERS = {
+    Step.COMMIT_SENT: Step.COMMIT_ANSWERED,
+    Step.PREPARE_SENT: Step.PREPARE_ANSWERED,
+    Step.PREPARED_COMMIT_SENT: Step.PREPARED_COMMIT_ANSWERED,
+}
+
+
 def step_of(sql: str) -> Step | None:
     """The step that a statement is."""
     return next((step for step, pattern in _STATEMENTS if pattern.match(sql)), None)
@@ -49,13 +63,14 @@ def step_of(sql: str) -> Step | None:
 class Message(NamedTuple):
     """One message: its bytes, the SQL that it sends if it sends any, and whether it ends the answer to a statement.
 
-    ``asks``: the client now waits for the server: a round trip.
+    ``asks``: the client now waits for the server: a round trip. ``parses``: the SQL is only read, to be run later.
     """
 
     raw: bytes
     sql: str | None = None
     answers: bool = False
     asks: bool = False
+    parses: bool = False
 
 
 class Wire(Protocol):
@@ -88,7 +103,8 @@ class PostgresWire:
             to_client.write(b"N")  # encrypted, nobody could read along
         head = await reader.readexactly(5)
         body = await reader.readexactly(int.from_bytes(head[1:]) - 4)
-        return Message(head + body, self._sql(head[:1], body), asks=head[:1] in {b"Q", b"S"})
+        kind = head[:1]
+        return Message(head + body, self._sql(kind, body), asks=kind in {b"Q", b"S"}, parses=kind == b"P")
 
     def _sql(self, kind: bytes, body: bytes) -> str | None:
         if kind == b"Q":

@@ -155,7 +155,7 @@ def commit_by_hand(unit: Unit, commit: Callable[[], None]) -> None:
         if unit.answered:  # it is stored, and only the giving back of the connection has failed
             unit.rollback_failed(failed)
             unit.gave_back()
-        elif _answer_is_lost(unit, failed):
+        elif answer_is_lost(unit, failed):
             if unit.connection is not None:
                 unit.connection.invalidate(failed)
             raise _unknown(unit, failed) from failed
@@ -172,7 +172,7 @@ def _commit(unit: Unit) -> None:
     try:
         receipt = _before_commit(unit)
     except BaseException as failed:
-        _end_rolled_back(unit, failed)
+        end_rolled_back(unit, failed)
         raise
     session = unit.session
     try:
@@ -184,14 +184,14 @@ def _commit(unit: Unit) -> None:
         if unit.answered:
             unit.rollback_failed(failed)
             outcome = Outcome.COMMITTED
-        elif _answer_is_lost(unit, failed):
+        elif answer_is_lost(unit, failed):
             outcome = _ask(unit, receipt, failed)
         if outcome is Outcome.UNKNOWN:
             _end_unknown(unit, failed)
         if outcome is Outcome.ROLLED_BACK:
-            _end_rolled_back(unit, failed)
+            end_rolled_back(unit, failed)
             raise
-    _end_committed(unit)
+    end_committed(unit)
 
 
 def _before_commit(unit: Unit) -> Receipt | None:
@@ -223,8 +223,9 @@ def _ask(unit: Unit, receipt: Receipt | None, failed: BaseException) -> Outcome:
     return ask(unit.runtime, verifier, receipt)
 
 
-def _end_committed(unit: Unit) -> None:
-    unit.close(State.COMMITTED)
+def end_committed(unit: Unit, *, throw_away: bool = False) -> None:
+    """COMMIT has succeeded: give the connection back, or throw it away, and run the hooks. Raises ``AfterCommitError``."""
+    unit.close(State.COMMITTED, throw_away=throw_away)
     if unit.has_begun:
         unit.emit(events.Committed, seconds=unit.seconds)
     if unit.root.calls_after:
@@ -250,7 +251,8 @@ def call_hooks(unit: Unit, error: BaseException | None) -> None:
         raise AfterCommitError(f"{unit.label!r} is committed, but hooks failed", critical)
 
 
-def _answer_is_lost(unit: Unit, failed: BaseException) -> bool:
+def answer_is_lost(unit: Unit, failed: BaseException) -> bool:
+    """Whether the statement that ends ``unit`` may have succeeded, though it raised ``failed``."""
     connection = unit.connection
     gone = connection is not None and (connection.invalidated or connection.closed)
     # statement_completion_unknown and transaction_resolution_unknown: PostgreSQL manual, appendix A.
@@ -278,10 +280,11 @@ def roll_back(unit: Unit, error: BaseException | None) -> None:
     """Roll back because of ``error`` and give the connection back. Raises nothing: what fails is told to the listeners."""
     unit.root.move_to(State.ENDING)
     unit.closing = True
-    _end_rolled_back(unit, error)
+    end_rolled_back(unit, error)
 
 
-def _end_rolled_back(unit: Unit, error: BaseException | None) -> None:
+def end_rolled_back(unit: Unit, error: BaseException | None) -> None:
+    """What ``roll_back`` does with a unit that is already ending."""
     me = unit.runtime.whoami()
     if unit.busy is not None and unit.busy[0] is not me:
         # Another task's statement is on the wire, and ROLLBACK cannot be sent beside it: that task rolls back and gives

@@ -24,6 +24,7 @@ from transact._sqlalchemy.plain import AnyEngine, driver_connection, plain_engin
 from transact._sqlalchemy.pool import TransactPool, drop_if_read_only, note_statements, pool_class
 from transact._sqlalchemy.reading import reading_engine, runs_alone
 from transact._sqlalchemy.runtime import Runtime
+from transact._sqlalchemy.two_phase import end_what_is_prepared
 from transact._sqlalchemy.unit import Unit
 from transact._sqlalchemy.verifying import PATIENCE
 from transact.errors import ConfigurationError, DatabaseError
@@ -143,6 +144,18 @@ def make_engine(
     event.listen(plain_engine(engine), "checkout", _replace_if_hung_up)
     if engine.dialect.name in {"mysql", "mariadb"}:
         mysql.prepare_mysql(engine, runtime)
+
+
+def commit_in_two_phases(url: URL, runtime: Runtime, *, metadata: MetaData | None, options: Mapping[str, Any]) -> None:
+    """Let the engine of ``runtime`` end what is prepared. Raises ``ConfigurationError`` if the server is of another kind."""
+    if url.get_backend_name() != "postgresql":
+        raise ConfigurationError(
+            f"two_phase=True is for PostgreSQL, and the URL says {url.get_backend_name()}: that could not be asked after a "
+            "crash whether all databases were prepared"
+        )
+    runtime.resolver = resolver = _verifier(runtime, url, options)
+    _translate_errors(resolver, runtime, metadata)
+    end_what_is_prepared(runtime.engine)
 
 
 def _create(runtime: Runtime, url: URL, **arguments: Any) -> Any:

@@ -99,14 +99,19 @@ def writing_connection(base: type[Any]) -> type[Any]:
     """A subclass of ``base``, asyncpg's class of connections or the application's, for ``asyncpg.connect()``.
 
     While its ``writes`` is set, its transactions that do not ask to be READ ONLY are begun READ WRITE: asyncpg itself leaves
-    that to the session's default, which is READ ONLY on a connection that readers have used.
+    that to the session's default, which is READ ONLY on a connection that readers have used. While ``ends_as`` is set, its
+    COMMIT and ROLLBACK are those of what is prepared under this name.
     """
 
     class WritingConnection(base):  # type: ignore[misc]  # whatever class the application uses
         writes = False
+        ends_as: str | None = None
 
         def execute(self, query: str, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, str]:
-            if self.writes and query.startswith("BEGIN") and "READ ONLY" not in query:
+            if self.ends_as is not None and (end := query.rstrip("; ")) in {"COMMIT", "ROLLBACK"}:
+                query = f"{end} PREPARED '{self.ends_as}'"
+                self.ends_as = None
+            elif self.writes and query.startswith("BEGIN") and "READ ONLY" not in query:
                 query = query.replace("BEGIN", "BEGIN READ WRITE", 1)
             found: Coroutine[Any, Any, str] = super().execute(query, *args, **kwargs)
             return found

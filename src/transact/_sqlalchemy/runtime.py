@@ -71,6 +71,7 @@ class Runtime:
         self.tell_limits: Callable[[Unit, Connection, Told, Told], None]  # and this with it: what its server enforces
         self.waits_for_futures = False  # or its driver does, and for nothing else: no timeout, no task of its own
         self.verifier: AsyncEngine | None = None  # makes connections to ask what became of a COMMIT
+        self.resolver: AsyncEngine | None = None  # and to end what is prepared: it commits in two phases
         self._session_class = session_class
         # A session class may bring a plain session class of its own, as SQLModel's does; only an instance tells which.
         self._sync_class = guarded(type(plain_session(session_class())))  # type: ignore[arg-type]  # classes are hashable

@@ -21,12 +21,13 @@ GRACE = 5.0
 """Seconds that a cancelled task waits for the answer to its COMMIT, and any task for the answer to its ROLLBACK."""
 
 
-async def shielded(scope: Transaction, work: Coroutine[Any, Any, T]) -> T:
+async def shielded(scope: Transaction, work: Coroutine[Any, Any, T], *, apart: bool = False) -> T:
     """Await ``work``, which ends ``scope``, even if the awaiting task is cancelled; then that goes on.
 
     A COMMIT or ROLLBACK that is cut off in the middle leaves an outcome that nobody knows and a connection that nobody can
     use; ``asyncio.shield`` would go on at once, while the connection is still in use. For a server that does not answer at
     all nobody waits longer than ``GRACE``: then the connection is thrown away. Hooks are awaited however long they take.
+    ``apart``: ``work`` may cancel the task that it runs in, as a timeout does.
     """
     unit = scope._unit
     runtime = unit.runtime
@@ -36,7 +37,7 @@ async def shielded(scope: Transaction, work: Coroutine[Any, Any, T]) -> T:
     runtime.ending[scope] = (task, waiters)
     try:
         # What has a timeout in it, as a hook may, cancels the task that it runs in; that must not be the one shielded here.
-        if runtime.waits_for_futures and runtime.verifier is None and not scope.calls_after:
+        if runtime.waits_for_futures and runtime.verifier is None and not (scope.calls_after or apart):
             return await _until_disturbed(scope, work)
         return await _in_a_task(scope, work)
     finally:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from sqlalchemy import text
 from sqlalchemy.engine import Connection, Engine
@@ -13,6 +14,8 @@ from transact._sqlalchemy.plain import AnyEngine, plain_engine
 
 if TYPE_CHECKING:
     from transact._sqlalchemy.runtime import Runtime
+
+T = TypeVar("T")
 
 PATIENCE = 15.0
 """Seconds in which a server that restarts, or a standby that takes over, has to answer."""
@@ -54,16 +57,21 @@ def ask(runtime: Runtime, engine: AnyEngine, receipt: Receipt) -> Outcome:
     if receipt.xid is None:
         # There was nothing to store; but what a serializable transaction read is not true before its COMMIT succeeds.
         return Outcome.ROLLED_BACK if receipt.serializable else Outcome.COMMITTED
+    return until_known(runtime, _ask_once, plain_engine(engine), receipt) or Outcome.UNKNOWN
+
+
+def until_known(runtime: Runtime, call: Callable[..., T | None], *arguments: Any) -> T | None:
+    """Call ``call``, which asks a server, until it returns something; ``None`` if that takes longer than ``PATIENCE``."""
     deadline = time.monotonic() + PATIENCE
     while (left := deadline - time.monotonic()) > 0:
         try:
-            found = runtime.bounded(left, _ask_once, plain_engine(engine), receipt)
+            found = runtime.bounded(left, call, *arguments)
         except Exception:  # noqa: BLE001  # refused, cut, too many connections, still starting: whatever it is may pass
             found = None
         if found is not None:
             return found
         runtime.sleep(_PAUSE)
-    return Outcome.UNKNOWN
+    return None
 
 
 def _ask_once(engine: Engine, receipt: Receipt) -> Outcome | None:

@@ -145,6 +145,9 @@ class Kit:
             # A test before may have closed it, with the lifespan of its application for one.
             undone.callback(setattr, database, "_closed", database._closed)
             database._closed = False
+            # What is prepared cannot be rolled back with the rest of the test.
+            undone.callback(setattr, database._runtime, "resolver", database._runtime.resolver)
+            database._runtime.resolver = None
             yield DatabaseUnderTest(database, shared, engines[:1])
         if sharing is None:
             _tell(shared)

@@ -14,6 +14,7 @@ from starlette.types import Scope
 
 import transact
 from transact._database import BaseDatabase
+from transact._sqlalchemy.resolving import check_server
 from transact.errors import ConfigurationError, TransactError, UsageError
 from transact.fastapi.middleware import Veto, default_veto
 from transact.fastapi.problems import Problem, ProblemHandler
@@ -51,8 +52,8 @@ class Installable(BaseDatabase):
         for constraint, problem in told.items():
             if not isinstance(problem, Problem):
                 raise ConfigurationError(f"problems[{constraint!r}] is {problem!r}: write a transact.fastapi.Problem")
-        self._applications.add(app)
         app.add_middleware(middleware_for(app, self, veto), database=self, veto=veto)
+        self._applications.add(app)
         handler = app.exception_handlers.setdefault(TransactError, ProblemHandler({}))
         if isinstance(handler, ProblemHandler):  # and not the application's own; two databases share one
             handler.problems.update(told)
@@ -148,9 +149,11 @@ class Database(Installable, transact.Database):
     async def lifespan(self, _app: Any = None) -> AsyncIterator[None]:
         """Open the database when the application starts and close it when it stops: ``FastAPI(lifespan=db.lifespan)``.
 
-        An application with a lifespan of its own enters it there: ``async with db.lifespan(app): yield``.
+        An application with a lifespan of its own enters it there: ``async with db.lifespan(app): yield``. With
+        ``two_phase=True`` it raises ``ConfigurationError`` if the server, should it be there already, prepares nothing.
         """
         async with self:
+            await check_server(self._runtime)
             yield
 
 

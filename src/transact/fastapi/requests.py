@@ -153,6 +153,11 @@ class RequestUnits:
         if failed is not None:
             raise failed
 
+    @property
+    def two_phase(self) -> bool:
+        """Whether it can be prepared, and committed with others or not at all."""
+        return self._runtime.resolver is not None
+
     def leave(self) -> None:
         """Everything has ended: give back what the request held beside its units."""
 

@@ -5,8 +5,6 @@ An application with one database never comes here.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,22 +12,18 @@ from weakref import WeakKeyDictionary
 
 from starlette.types import Receive, Scope, Send
 
-from transact._core.hooks import Hooks
-from transact._core.states import ENDED, State, first_cause
-from transact._sqlalchemy.ending import call_hooks, check_commit, needs_preparation, prepare, wants_commit
-from transact._sqlalchemy.faces import end
-from transact._sqlalchemy.shielding import shielded
-from transact._sqlalchemy.together import forget_after_all
-from transact._sqlalchemy.unit import Unit
-from transact.errors import AfterCommitError, CommitOutcomeUnknown, PartialCommit
+from transact._core.states import ENDED
+from transact._sqlalchemy.ending import check_commit, needs_preparation, prepare, wants_commit
+from transact.errors import ConfigurationError
+from transact.fastapi.commits import Commits
 from transact.fastapi.middleware import TransactMiddleware, Veto, _Request
 from transact.fastapi.requests import ROLLED_BACK, SCOPE_KEY, RequestUnits
+from transact.fastapi.two_phase import TwoPhaseCommits
 from transact.options import Retry
 
 if TYPE_CHECKING:
     from transact.fastapi.database import Installable
 
-_log = logging.getLogger("transact")
 _ROUNDS = 100
 """Flushes after which the databases are taken to be prepared, as often as SQLAlchemy's own COMMIT flushes."""
 
@@ -44,8 +38,18 @@ _INSTALLED: WeakKeyDictionary[Any, list[_Installed]] = WeakKeyDictionary()
 
 
 def middleware_for(application: Any, database: Installable, veto: Veto) -> type[TransactMiddleware]:
-    """Note that ``database`` is installed in ``application``; return the middleware that it needs there."""
+    """Note that ``database`` is installed in ``application``; return the middleware that it needs there.
+
+    Raises ``ConfigurationError`` if it commits in two phases, and those before it do not, or the other way round.
+    """
     installed = _INSTALLED.setdefault(application, [])
+    for other, _ in installed:
+        if other._two_phase is not database._two_phase:
+            with_it, without = (database, other) if database._two_phase else (other, database)
+            raise ConfigurationError(
+                f"database {with_it.name!r} has two_phase=True and {without.name!r} has not: of one application either all "
+                "databases have it or none, since one that only commits could be left with its part when others have failed"
+            )
     installed.append(_Installed(database, veto))
     return TransactMiddleware if len(installed) == 1 else SeveralMiddleware
 
@@ -157,7 +161,8 @@ class SeveralUnits:
         except BaseException as failed:
             await self._roll_back(failed)
             raise
-        await _Commits(used).run()
+        commits = TwoPhaseCommits if used and all(each.two_phase for each in used) else Commits
+        await commits(used).run()
 
     @staticmethod
     async def _end_beside(units: RequestUnits) -> None:
@@ -193,99 +198,3 @@ class SeveralUnits:
                     failed = failed or first
         if failed is not None:
             raise failed
-
-
-class _Commits:
-    """The COMMITs of one request, one after the other, and what becomes of the others if one of them fails.
-
-    Nothing runs between two of them that need not: hooks come after the last. A cancellation waits for that too, since it
-    would leave one database with its part and the next without.
-    """
-
-    def __init__(self, used: Sequence[RequestUnits]) -> None:
-        units = self._units = [each.automatic for each in used]
-        self._spawns = {each.automatic: each._spawn for each in used}
-        self._begun = {unit for unit in units if unit.has_begun}
-        self._hooks: dict[Unit, Hooks] = {}
-        self._causes: dict[Unit, BaseException] = {}
-        self._failed: BaseException | None = None
-        self._failed_on = ""
-        self._cancelled: BaseException | None = None
-
-    async def run(self) -> None:
-        """Raises the error of a COMMIT before which nothing was stored, ``PartialCommit`` or ``AfterCommitError``."""
-        for unit in self._units:
-            self._hooks[unit], unit.root.hooks = unit.root.hooks, Hooks()
-            await self._end(unit, self._failed)
-        if not all(unit.root.state is State.COMMITTED for unit in self._units):
-            for hooks in self._hooks.values():
-                forget_after_all(hooks)
-        critical = await self._call_hooks()
-        told = self._told()
-        if isinstance(told, PartialCommit):
-            _log.error("%s", told)  # also if nobody is told: the client has left, or a handler keeps it to itself
-        if self._cancelled is not None:
-            raise self._cancelled
-        if told is not None:
-            raise told
-        if critical:
-            raise AfterCommitError(f"{self._units[0].label!r} is committed, but hooks failed", critical)
-
-    async def _end(self, unit: Unit, error: BaseException | None) -> None:
-        try:
-            await end(unit, error, self._spawns[unit])
-        except asyncio.CancelledError as cancelled:
-            self._cancelled = cancelled
-            if unit.root.state is not State.COMMITTED:
-                self._fail(unit, cancelled)
-        except BaseException as failed:  # noqa: BLE001  # told when the others have ended too
-            self._fail(unit, failed)
-        cause = self._failed or first_cause(unit.root.marks)
-        if cause is not None:
-            self._causes[unit] = cause
-
-    def _fail(self, unit: Unit, failed: BaseException) -> None:
-        if self._failed is None:
-            self._failed, self._failed_on = failed, unit.runtime.name
-
-    async def _call_hooks(self) -> list[Exception]:
-        critical: list[Exception] = []
-        for unit, hooks in self._hooks.items():
-            if hooks.come_after:
-                unit.root.hooks = hooks
-                try:
-                    await shielded(unit.root, self._spawns[unit](call_hooks, unit, self._causes.get(unit)))
-                except AfterCommitError as failed:
-                    critical += failed.exceptions
-                except asyncio.CancelledError as cancelled:
-                    self._cancelled = cancelled
-        return critical
-
-    def _told(self) -> BaseException | None:
-        """What to raise of a COMMIT that failed."""
-        failed = self._failed
-        if failed is None:
-            return None
-        committed, unknown = self._names(State.COMMITTED), self._names(State.UNKNOWN)
-        rolled_back = self._names(State.ROLLED_BACK)
-        if committed:
-            partial = PartialCommit(
-                f"{self._units[0].label!r} is committed on {_listed(committed)}, but COMMIT on {self._failed_on!r} raised "
-                f"{type(failed).__name__}" + (f"; rolled back: {_listed(rolled_back)}" if rolled_back else ""),
-                committed=committed,
-                unknown=unknown,
-                rolled_back=rolled_back,
-            )
-            partial.__cause__ = failed
-            return partial
-        if isinstance(failed, CommitOutcomeUnknown) and rolled_back:
-            failed.add_note(f"That was on {_listed(unknown)}; rolled back: {_listed(rolled_back)}.")
-        return failed
-
-    def _names(self, state: State) -> tuple[str, ...]:
-        # Where no statement ran, nothing was there to commit.
-        return tuple(unit.runtime.name for unit in self._units if unit in self._begun and unit.root.state is state)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names))

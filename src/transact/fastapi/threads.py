@@ -18,6 +18,7 @@ import transact.sync
 from transact._sqlalchemy.connection import SyncGuardedConnection
 from transact._sqlalchemy.line import Line, Place
 from transact._sqlalchemy.pool import TransactPool
+from transact._sqlalchemy.resolving import check_server
 from transact._sqlalchemy.shielding import wait_for_ends
 from transact._sqlalchemy.unit import Unit
 from transact.fastapi.database import Installable
@@ -140,6 +141,7 @@ class SyncDatabase(Installable, transact.sync.SyncDatabase):
         """
         self.open()
         try:
+            await check_server(self._runtime)
             yield
         finally:
             await wait_for_ends(self._runtime)
