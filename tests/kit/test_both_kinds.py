@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import text
 
 from tests.engines import Observer
 from tests.kit.conftest import add as add_async
@@ -39,6 +40,26 @@ def test_routes_of_both_kinds_see_the_data_of_each_other_if_they_share(db, sync_
         assert client.post("/plain/notes/3").status_code == 503
         assert client.get("/notes").json() == client.get("/plain/notes").json() == [1, 2]
     assert observer.rows("SELECT * FROM notes") == []
+
+
+@pytest.mark.engines("pg18-psycopg", "mariadb")
+def test_what_fails_and_what_streams_does_so_in_the_words_of_the_driver_that_was_asked(db, sync_db, both):
+    with sync_db.transaction() as session:
+        for number in range(3):
+            add(session, number)
+    with sync_db.transaction(read_only=True) as session:
+        rows = session.execute(text("SELECT id FROM notes ORDER BY id"), execution_options={"stream_results": True})
+        assert [row.id for row in rows.yield_per(2)] == [0, 1, 2]
+    both.faults.lose_commit(stored=True)
+    with pytest.raises(errors.CommitOutcomeUnknown), sync_db.transaction() as session:
+        add(session, 3)
+    with both.faults.refuse_connections(), pytest.raises(errors.DatabaseUnavailable):
+        found(sync_db)
+    with pytest.raises(errors.UniqueViolation) as caught, sync_db.transaction() as session:
+        add(session, 3)
+    assert isinstance(caught.value.orig, sync_db.engine.dialect.loaded_dbapi.Error)
+    assert found(sync_db) == [0, 1, 2, 3]
+    both.assert_no_connection_held()
 
 
 async def test_an_open_transaction_of_one_kind_is_waited_for_by_the_other(db, sync_db, transact_database: Kit):

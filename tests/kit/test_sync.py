@@ -49,6 +49,9 @@ def test_commits_are_kept_to_the_end_of_the_test_and_rollbacks_are_not(sync_db, 
         connection.execute(text("INSERT INTO notes VALUES (6, 'x')"))
     with pytest.raises(errors.ReadOnlyViolation), sync_db.transaction(read_only=True) as session:
         add(session, 7)
+    with sync_db.transaction() as session:
+        rows = session.execute(text("SELECT id FROM notes ORDER BY id"), execution_options={"stream_results": True})
+        assert [row.id for row in rows.yield_per(2)] == [1, 2, 4, 6]
     assert found(sync_db) == [1, 2, 4, 6]
     assert observer.rows("SELECT * FROM notes") == []
     sync.assert_no_connection_held()

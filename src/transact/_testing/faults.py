@@ -159,10 +159,10 @@ class Faults:
         return None
 
     @contextmanager
-    def at_connect(self, url: Any) -> Iterator[None]:
-        """Raise what the driver raises where nobody listens, if connections are to be refused."""
+    def at_connect(self, dialect: Any, url: Any) -> Iterator[None]:
+        """Raise what the driver of ``dialect`` raises where nobody listens, if connections are to be refused."""
         for _ in _due(self._refusals):
-            connect_to_nobody(self._dialect, url)
+            connect_to_nobody(dialect, url)
         yield
 
     def made(self, error: BaseException) -> bool:

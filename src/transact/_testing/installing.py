@@ -28,7 +28,7 @@ def lend(engine: AnyEngine, shared: SharedConnection, runtime: Runtime) -> Calla
     autocommit = getattr(dialect, "_on_connect_isolation_level", None) == "AUTOCOMMIT"
 
     def make() -> LentConnection:
-        with shared.faults.at_connect(plain.url):
+        with shared.faults.at_connect(dialect, plain.url):
             return LentConnection(shared, runtime, autocommit=autocommit)
 
     plain.pool = _pool_like(original, make, runtime, dialect)
