@@ -13,7 +13,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from tests.conformance.tables import Word, store
 from transact import Database, Isolation, Propagation, errors, events
-from transact._sqlalchemy import pool
+from transact._sqlalchemy import holding
 from transact.events import ConnectionHeld, Event, WaitedForConnection
 
 VALUE = "s3cret"
@@ -68,9 +68,9 @@ WAYS = {
     transaction: "register",
     reading: "look",
     autocommit: "alone",
-    engine: pool.UNKNOWN,
-    read_engine: pool.UNKNOWN,
-    factory: pool.UNKNOWN,
+    engine: holding.UNKNOWN,
+    read_engine: holding.UNKNOWN,
+    factory: holding.UNKNOWN,
     ping: None,
 }
 
@@ -126,7 +126,7 @@ async def test_who_has_sent_nothing_has_no_last_statement_of_the_one_before(
     async with db.engine.connect():
         with pytest.raises(errors.PoolTimeout) as caught:
             await use(db, engine)
-    assert [(holder.label, holder.statement) for holder in caught.value.holders] == [(pool.UNKNOWN, None)]
+    assert [(holder.label, holder.statement) for holder in caught.value.holders] == [(holding.UNKNOWN, None)]
 
 
 NASTY = "SELECT 1 /* \r\n2026-01-01 CRITICAL forged \x1b[31m \u2028 */"
@@ -238,7 +238,7 @@ async def test_who_stops_waiting_makes_room_for_another_who_waits(sqlite_url: st
 @pytest.fixture
 def long(monkeypatch: pytest.MonkeyPatch) -> float:
     """From when on a holder is reported, in seconds."""
-    monkeypatch.setattr(pool, "LONG", 0.05)
+    monkeypatch.setattr(holding, "LONG", 0.05)
     return 0.05
 
 
@@ -292,7 +292,7 @@ async def test_the_watch_rests_when_nobody_holds_anything_and_is_gone_when_the_d
     sqlite_url: str, make_db, long: float
 ) -> None:
     db = make_db(sqlite_url)
-    watched = db.engine.pool
+    watched = db.engine.pool._watch
     async with asyncio.timeout(20):
         await use(db, engine)
         assert watched._timer is not None
@@ -308,7 +308,7 @@ async def test_the_watch_rests_when_nobody_holds_anything_and_is_gone_when_the_d
 def test_holders_are_reported_in_each_event_loop_that_the_pool_serves(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "LONG", 0.05)
+    monkeypatch.setattr(holding, "LONG", 0.05)
     db = Database(sqlite_url)
     told: list[ConnectionHeld] = []
 

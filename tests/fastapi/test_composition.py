@@ -271,6 +271,36 @@ async def test_a_dropped_response_stays_dropped_whatever_is_caught_inside(local:
     assert local.names() == []
 
 
+async def test_a_request_made_inside_a_transaction_leaves_it_open(local: Local) -> None:
+    local.db.install(local.app)
+
+    @local.app.post("/look")
+    async def look(_: Annotated[AsyncSession, local.db.session()]) -> bool:
+        return local.db.in_transaction()
+
+    async with local.db.transaction(label="around"):
+        assert (await local.post("/look")).json() is True
+        assert local.db.current.label == "around"
+
+
+class SaysNothing(Plain):
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG002  # that is what is wrong with it
+        async def say_nothing(_message: Any) -> None:
+            """The answer is lost."""
+
+        await self.app(scope, receive, say_nothing)
+
+
+async def test_a_request_that_nobody_answers_is_rolled_back_and_holds_nothing(local: Local) -> None:
+    local.app.add_middleware(SaysNothing)
+    local.db.install(local.app)
+    local.app.include_router(people(local.db))
+    with pytest.raises(AssertionError):  # httpx has got no answer
+        await local.post("/add?name=ann")
+    assert local.names() == []
+    assert local.db.engine.pool.checkedout() == 0
+
+
 async def test_a_middleware_that_gives_up_waiting_cancels_the_request_and_rolls_back(local: Local) -> None:
     flushed = asyncio.Event()
 

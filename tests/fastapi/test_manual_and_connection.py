@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from tests.fastapi.app import Person
 from tests.fastapi.conftest import Local
 from transact import errors
+from transact.events import Began, Committed, Event, RolledBack
 
 KEPT: dict[str, Any] = {}
 
@@ -340,3 +341,22 @@ async def test_a_veto_that_fails_rolls_back(local: Local) -> None:
 
     assert (await local.post("/do")).status_code == 500
     assert local.names() == []
+
+
+@pytest.mark.parametrize(("status", "told"), [(200, Committed), (404, RolledBack)])
+async def test_reads_on_a_connection_of_their_own_are_told_to_have_ended_as_the_request_does(
+    local: Local, status: int, told: type[Event]
+) -> None:
+    local.db.install(local.app)
+    heard: list[type[Event]] = []
+    local.db.listen(lambda event: heard.append(type(event)))
+
+    @local.app.get("/do")
+    async def do(connection: Annotated[AsyncConnection, local.db.connection(read_only=True)]) -> Response:
+        await connection.execute(text("SELECT 1"))
+        await connection.execute(text("SELECT 2"))
+        return Response(status_code=status)
+
+    async with local.client() as client:
+        assert (await client.get("/do")).status_code == status
+    assert heard == [Began, told]

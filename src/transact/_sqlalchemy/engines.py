@@ -16,12 +16,13 @@ from sqlalchemy.schema import MetaData
 
 from transact._core.limits import Told
 from transact._sqlalchemy import mysql, postgresql, sqlite
+from transact._sqlalchemy.holding import note_statements
 from transact._sqlalchemy.keys import AUTOCOMMIT, UNIT
 from transact._sqlalchemy.limits import is_over
 from transact._sqlalchemy.liveness import has_hung_up
 from transact._sqlalchemy.modes import modes_of, writing_connection
 from transact._sqlalchemy.plain import AnyEngine, driver_connection, plain_engine
-from transact._sqlalchemy.pool import TransactPool, drop_if_read_only, note_statements, pool_class
+from transact._sqlalchemy.pool import TransactPool, drop_if_read_only, pool_class
 from transact._sqlalchemy.reading import reading_engine, runs_alone
 from transact._sqlalchemy.runtime import Runtime
 from transact._sqlalchemy.two_phase import end_what_is_prepared

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import re
 import time
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sqlalchemy import event, exc
+from sqlalchemy import exc
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool
 from sqlalchemy.util.queue import AsyncAdaptedQueue, Queue
 
-from transact._core.events import ConnectionHeld, Holder, WaitedForConnection
+from transact._core.events import Holder, WaitedForConnection
 from transact._sqlalchemy.closing import ClosingPool
+from transact._sqlalchemy.holding import PLACE, LoopWatch, Watch, place_of
 from transact._sqlalchemy.keys import READ_ONLY
 from transact._sqlalchemy.limits import check_deadline, time_left
 from transact._sqlalchemy.line import Line, Place
 from transact._sqlalchemy.liveness import lost_between_statements
 from transact._sqlalchemy.modes import Mode
-from transact._sqlalchemy.plain import AnyEngine, plain_engine
 from transact._sqlalchemy.waiting import nobody_can_proceed
 from transact.errors import ConfigurationError, DatabaseError, PoolTimeout
 from transact.translation import translate
@@ -28,15 +25,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext
 
     from transact._sqlalchemy.runtime import Runtime
-    from transact._sqlalchemy.timers import Timer
 
-LONG = 10.0
-"""Seconds after which the holder of a connection is reported; then after twice as many, and so on."""
-UNKNOWN = "(unknown)"
-"""The label of whoever holds a connection that no unit of work knows of: it is of ``db.engine`` or ``db.session_factory``."""
-_PLACE = "transact_place"
 _LOOKS = 100
-_SHOWN = 120
 
 #: What a server says that can no longer be written to: PostgreSQL's SQLSTATE, MySQL's and MariaDB's error numbers. The same
 #: is said of a transaction that asked to be read-only, but for 1290 and 1836.
@@ -74,13 +64,14 @@ class TransactPool(QueuePool):
     """A queue pool with a line before it, whose failures to give a connection are errors of this library."""
 
     runtime: ClassVar[Runtime]
+    _watch_class: ClassVar[type[Watch]] = Watch
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         unbounded = self._max_overflow < 0
         self._line = Line(None if unbounded else self.size() + self._max_overflow)
         self._disposed = False
-        self._timer: Timer | None = None
+        self._watch = self._watch_class(self.runtime, self._line)
 
     def connect(self) -> PoolProxiedConnection:
         """``take`` for a unit of work, or for somebody who may do anything."""
@@ -121,7 +112,7 @@ class TransactPool(QueuePool):
             if failure is None:
                 raise
             raise failure from error
-        place = _place_of(connection)
+        place = place_of(connection)
         if place is not None:
             place.statement = None
         return connection
@@ -129,13 +120,13 @@ class TransactPool(QueuePool):
     # Every way to a connection leads through these two, and back.
 
     def _do_get(self) -> ConnectionPoolEntry:
-        place = Place(LONG)
+        place = self._watch.new_place()
         if not self._line.take(place):
             self._wait(place)
         try:
-            self._watch()
+            self._watch.start()
             record = self._take_record()
-            record.record_info[_PLACE] = place  # type: ignore[index]  # a record that exists has one
+            record.record_info[PLACE] = place  # type: ignore[index]  # a record that exists has one
         except BaseException:
             self._line.give_back(place)
             raise
@@ -151,7 +142,7 @@ class TransactPool(QueuePool):
         return super()._do_get()
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
-        place = record.record_info.pop(_PLACE, None)  # type: ignore[union-attr]  # as above
+        place = record.record_info.pop(PLACE, None)  # type: ignore[union-attr]  # as above
         try:
             if self._disposed:
                 # In the queue of a pool that is no longer used it would stay open until the garbage collector comes.
@@ -217,44 +208,11 @@ class TransactPool(QueuePool):
 
     def holders(self) -> tuple[Holder, ...]:
         """Who holds connections now, the longest first."""
-        labels = self._labels()
-        return tuple(
-            Holder(labels.get(place, UNKNOWN), place.seconds, shown(place.statement)) for place in self._line.taken
-        )
-
-    def _labels(self) -> dict[Place | None, str]:
-        return {
-            _place_of(connection.connection): unit.label
-            for connection, unit in list(self.runtime.units.items())
-            if not connection.closed and not connection.invalidated
-        }
-
-    # One timer for all holders, which rests while nobody holds anything.
-
-    def _watch(self) -> None:
-        if self._timer is None:
-            self._timer = self.runtime.call_later(LONG, self._look)
-
-    def _look(self) -> None:
-        long = [place for place in self._line.taken if place.seconds >= place.due]
-        labels = self._labels() if long else {}
-        for place in long:
-            seconds = place.seconds
-            place.due = 2 * seconds
-            self.runtime.emit(
-                ConnectionHeld(self.runtime.name, labels.get(place, UNKNOWN), seconds, shown(place.statement))
-            )
-        left = [place.due - place.seconds for place in self._line.taken]
-        self._timer = self.runtime.call_later(max(0.0, min(left)), self._look) if left else None
-
-    def _stop_watching(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = None
+        return self._watch.holders()
 
     def dispose(self) -> None:
         """Close the connections that nobody holds, later the others too, and leave nothing in the event loop."""
-        self._stop_watching()
+        self._watch.stop()
         self._disposed = True
         super().dispose()
 
@@ -267,15 +225,7 @@ class AsyncTransactPool(TransactPool, ClosingPool):
     """The pool of an async engine."""
 
     _queue_class = _Queue
-    _watched_by: asyncio.AbstractEventLoop | None = None
-
-    def _watch(self) -> None:
-        loop = asyncio.get_running_loop()
-        if self._watched_by is not loop:  # a timer of a loop that has stopped never comes
-            self._stop_watching()
-            self._watched_by = loop
-        if self._timer is None:
-            super()._watch()
+    _watch_class = LoopWatch
 
 
 class ThreadTransactPool(TransactPool):
@@ -289,24 +239,6 @@ def pool_class(runtime: Runtime) -> type[TransactPool]:
     base: Any = AsyncTransactPool if runtime.is_async else ThreadTransactPool
     made: type[TransactPool] = type("TransactPool", (base,), {"runtime": runtime})
     return made
-
-
-def note_statements(engine: AnyEngine) -> None:
-    """Let the pool of ``engine`` know the last statement of each connection."""
-    if not isinstance(engine.pool, TransactPool):
-        return
-
-    # Listeners of the dialect: one of the engine's connections would make SQLAlchemy prepare all their events, each time.
-    def note(_cursor: object, statement: str, *arguments: Any) -> None:
-        context = arguments[-1]
-        place = _place_of(context.root_connection.connection)
-        if place is not None:
-            compiled = getattr(context, "compiled", None)
-            # In what is sent, values can stand that were bound to be rendered; here they never do.
-            place.statement = statement if compiled is None else compiled.string
-
-    for name in ("do_execute", "do_executemany", "do_execute_no_params"):
-        event.listen(plain_engine(engine), name, note)
 
 
 def drop_if_read_only(context: ExceptionContext, error: DatabaseError | None) -> None:
@@ -330,20 +262,3 @@ def _is_drivers(error: BaseException) -> bool:
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
     return traceback is not None and "asyncmy" in traceback.tb_frame.f_code.co_filename
-
-
-def _place_of(connection: PoolProxiedConnection | ConnectionPoolEntry) -> Place | None:
-    info = connection.record_info
-    return None if info is None else info.get(_PLACE)  # none: it was detached
-
-
-def shown(statement: str | None) -> str | None:
-    """Enough of ``statement`` to recognise it, in one line of which nothing can be forged."""
-    return None if statement is None else _shortened(statement[: 10 * _SHOWN])
-
-
-@lru_cache(maxsize=256)  # under overload each request that is refused names all holders
-def _shortened(statement: str) -> str:
-    named = re.sub(r"__\[POSTCOMPILE_(\w+)\]", r":\1", statement)
-    line = "".join(c if c.isprintable() else "?" for c in " ".join(named.split()))
-    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…"

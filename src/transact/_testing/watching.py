@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 
+from transact._sqlalchemy.holding import shown
 from transact._sqlalchemy.plain import AnyEngine, plain_engine
-from transact._sqlalchemy.pool import TransactPool, shown
+from transact._sqlalchemy.pool import TransactPool
 from transact._testing.faults import is_control
 
 if TYPE_CHECKING:
