@@ -276,7 +276,7 @@ async def test_a_request_made_inside_a_transaction_leaves_it_open(local: Local) 
 
     @local.app.post("/look")
     async def look(_: Annotated[AsyncSession, local.db.session()]) -> bool:
-        return local.db.in_transaction()
+        return local.db.in_transaction
 
     async with local.db.transaction(label="around"):
         assert (await local.post("/look")).json() is True
@@ -284,7 +284,7 @@ async def test_a_request_made_inside_a_transaction_leaves_it_open(local: Local) 
 
 
 class SaysNothing(Plain):
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG002  # that is what is wrong with it
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # that is what is wrong with it
         async def say_nothing(_message: Any) -> None:
             """The answer is lost."""
 
