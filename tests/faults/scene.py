@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
 
 import httpx
 from fastapi import FastAPI
@@ -34,8 +34,9 @@ class Answer(NamedTuple):
 class Scene:
     """``told`` is what the hooks of the transaction were told."""
 
+    database: ClassVar[Any] = Database
     proxy: Proxy
-    db: Database
+    db: Any
     observer: Observer
     told: list[str] = field(default_factory=list)
 
@@ -121,6 +122,9 @@ class Scene:
         assert "next" in self.stored()
 
 
+SceneKind = TypeVar("SceneKind", bound=Scene)
+
+
 async def cancelled(work: Awaitable[Answer], when: asyncio.Event) -> Answer:
     """The answer of ``work`` if its caller loses patience: it is cancelled, as often as it takes (psycopg: twice)."""
     task = asyncio.ensure_future(work)
@@ -134,13 +138,15 @@ async def cancelled(work: Awaitable[Answer], when: asyncio.Event) -> Answer:
 
 
 @asynccontextmanager
-async def scene(url: str, observer: Observer, **arguments: Any) -> AsyncIterator[Scene]:
+async def scene(
+    url: str, observer: Observer, kind: type[SceneKind] = Scene, **arguments: Any
+) -> AsyncIterator[SceneKind]:
     """A scene with an empty table. When it is left, nothing may be held, in the pool or on the server."""
     observer.execute("CREATE TABLE words (word varchar(20) PRIMARY KEY)")
     async with asyncio.timeout(15), proxied(url) as (proxy, through):
-        db = Database(through, **{"pool_size": 3, "max_overflow": 0, "pool_timeout": 5, **arguments})
-        made = Scene(proxy, db, observer)
-        async with db:
+        db = kind.database(through, **{"pool_size": 3, "max_overflow": 0, "pool_timeout": 5, **arguments})
+        made = kind(proxy, db, observer)
+        async with db.lifespan():
             yield made
             await proxy.heal()
             assert made.held() == 0

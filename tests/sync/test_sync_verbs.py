@@ -5,10 +5,12 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
 from sqlalchemy import event, select, text
 from sqlalchemy.orm import Session
+from sqlmodel import Session as SQLModelSession
 
 from tests.conformance.tables import Stored, Word
 from tests.engines import Observer
@@ -299,6 +301,43 @@ def test_a_driver_of_the_other_kind_is_refused_with_what_to_write(url: str, inst
 def test_the_async_database_says_which_kind_takes_a_sync_driver(url: str) -> None:
     with pytest.raises(errors.ConfigurationError, match="or make it a SyncDatabase"):
         Database(url)
+
+
+@pytest.mark.engines("mariadb")
+@pytest.mark.parametrize(
+    ("command", "strict"), [("SET @app = 7", True), ("SET SESSION sql_mode = '', @app = 7", False)]
+)
+def test_pymysql_stays_strict_with_an_init_command_of_ones_own_that_says_nothing_of_it(
+    database_url: str, tables: None, stored: Stored, command: str, *, strict: bool
+) -> None:
+    options = {"connect_args": {"init_command": command}}
+    refused = pytest.raises(errors.InvalidData) if strict else nullcontext()
+    db = SyncDatabase(sync_url(database_url), engine_options=options)
+    with db, refused, db.transaction() as session:
+        assert session.scalar(text("SELECT @app")) == 7
+        add(session, "x" * 101)
+    assert stored() == (set() if strict else {"x" * 100})
+
+
+class Shouting(SQLModelSession):
+    def shout(self) -> list[str]:
+        return [word.upper() for word in self.scalars(select(Word.text))]
+
+
+def test_a_session_class_of_ones_own_is_guarded_with_its_own_methods(
+    database_url: str, tables: None, stored: Stored
+) -> None:
+    with SyncDatabase(sync_url(database_url), session_class=Shouting) as db:
+        with db.transaction() as session:
+            add(session, "word")
+            assert session.shout() == ["WORD"]
+            assert session.exec(select(Word.text)).all()[0][0] == "word"
+            with pytest.raises(errors.UsageError):
+                session.commit()
+        for use in (session.shout, lambda: session.exec(select(Word.text))):
+            with pytest.raises(errors.TransactionEnded):
+                use()
+    assert stored() == {"word"}
 
 
 def test_a_closed_database_says_how_to_open_it_and_opens_again(database_url: str) -> None:

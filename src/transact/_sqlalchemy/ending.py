@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from transact._core import events
 from transact._core.hooks import Hook, Outcome
@@ -72,7 +72,7 @@ def finish(unit: Unit, error: BaseException | None) -> None:
         if error is None and not is_quiet(marks):
             surprise = unexpected_rollback(marks, unit.label)
             raise surprise from surprise.__cause__
-    elif (refused := _refusal(unit)) is not None:
+    elif (refused := _refusal(unit) or unit.claim_end()) is not None:
         roll_back(unit, refused)
         raise refused
     else:
@@ -158,7 +158,7 @@ def commit_by_hand(unit: Unit, commit: Callable[[], None]) -> None:
         elif answer_is_lost(unit, failed):
             if unit.connection is not None:
                 unit.connection.invalidate(failed)
-            raise _unknown(unit, failed) from failed
+            _raise_unknown(_unknown(unit, failed), failed)
         else:
             raise
     finally:
@@ -167,8 +167,6 @@ def commit_by_hand(unit: Unit, commit: Callable[[], None]) -> None:
 
 def _commit(unit: Unit) -> None:
     unit.root.move_to(State.ENDING)
-    unit.closing = True
-    unit.busy = (unit.runtime.whoami(), "commit", None)
     try:
         receipt = _before_commit(unit)
     except BaseException as failed:
@@ -266,6 +264,14 @@ def _end_unknown(unit: Unit, failed: BaseException) -> None:
     unit.close(State.UNKNOWN, throw_away=True)
     unknown = _unknown(unit, failed)
     call_hooks(unit, failed)
+    _raise_unknown(unknown, failed)
+
+
+def _raise_unknown(unknown: CommitOutcomeUnknown, failed: BaseException) -> NoReturn:
+    """Raise ``unknown``; but Ctrl-C goes on as it is, or a program that handles errors would not end."""
+    if isinstance(failed, KeyboardInterrupt | SystemExit):
+        failed.add_note(str(unknown))
+        raise failed
     raise unknown from failed
 
 
@@ -285,13 +291,7 @@ def roll_back(unit: Unit, error: BaseException | None) -> None:
 
 def end_rolled_back(unit: Unit, error: BaseException | None) -> None:
     """What ``roll_back`` does with a unit that is already ending."""
-    me = unit.runtime.whoami()
-    if unit.busy is not None and unit.busy[0] is not me:
-        # Another task's statement is on the wire, and ROLLBACK cannot be sent beside it: that task rolls back and gives
-        # the connection back when its statement returns.
-        unit.closing = False
-        unit.root.move_to(State.ROLLED_BACK)
-    else:
+    if not unit.leave_end_to_its_user():
         unit.close(State.ROLLED_BACK)
     if unit.has_begun:
         unit.emit(events.RolledBack, seconds=unit.seconds, cause=error)

@@ -145,6 +145,7 @@ def make_engine(
     event.listen(plain_engine(engine), "checkout", _replace_if_hung_up)
     if engine.dialect.name in {"mysql", "mariadb"}:
         mysql.prepare_mysql(engine, runtime)
+        mysql.keep_strict(engine, options.get("connect_args", {}))
 
 
 def commit_in_two_phases(url: URL, runtime: Runtime, *, metadata: MetaData | None, options: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from transact._core.states import ENDED
+from transact._core.states import ENDED, State
 from transact._sqlalchemy.limits import check_deadline
 from transact._sqlalchemy.marking import Marking
 from transact._sqlalchemy.waiting import check_second_connection
@@ -12,7 +12,6 @@ from transact.errors import ConcurrentUse, TransactionEnded
 
 if TYPE_CHECKING:
     from transact._core.limits import Limits
-    from transact._core.states import State
     from transact._sqlalchemy.reading import Reader
     from transact._sqlalchemy.runtime import Runtime
     from transact._sqlalchemy.unit import Unit
@@ -78,6 +77,25 @@ class Guarding(Marking):
             self.close(None)
             raise self._ended(operation)
 
+    def claim_end(self) -> ConcurrentUse | None:
+        """Claim the session for its COMMIT; or, while it is in use, return what is to be raised instead."""
+        if self.busy is not None:
+            return self.concurrent_use("commit", None)
+        self.closing = True
+        self.busy = (self.runtime.whoami(), "commit", None)
+        return None
+
+    def leave_end_to_its_user(self) -> bool:
+        """End as rolled back if somebody else's statement is on the wire; return whether that is so.
+
+        ROLLBACK cannot be sent beside it: ``leave`` sends it, and gives the connection back, when the statement returns.
+        """
+        if self.busy is None or self.busy[0] is self.runtime.whoami():
+            return False
+        self.closing = False
+        self.root.move_to(State.ROLLED_BACK)
+        return True
+
     @property
     def is_mine_to_end(self) -> bool:
         """Whether it is this library that ends the transaction now, in this task."""
@@ -123,8 +141,7 @@ class Guarding(Marking):
 
     def concurrent_use(self, operation: str, argument: object) -> ConcurrentUse:
         """The error that names the use under way and the one that is refused."""
-        assert self.busy is not None  # noqa: S101  # the caller looked
-        other, other_operation, other_argument = self.busy
+        other, other_operation, other_argument = self.busy or (None, "use", None)  # a thread may have returned since
         where = self.runtime.locate(other)
         return ConcurrentUse(
             f"two {self.runtime.users} use the session of {self.label!r} at once: "

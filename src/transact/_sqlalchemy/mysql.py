@@ -42,6 +42,20 @@ def connect_arguments(url: URL, given: Mapping[str, Any]) -> dict[str, Any]:
     return {"init_command": f"SET SESSION sql_mode = {STRICT}", **given}
 
 
+def keep_strict(engine: AnyEngine, given: Mapping[str, Any]) -> None:
+    """Let PyMySQL be strict where the application's own ``init_command`` took the place of ours, and says nothing of it."""
+    told = {**engine.url.query, **given}
+    command = str(told.get("init_command", ""))
+    if engine.dialect.driver != "pymysql" or not command or "sql_mode" in {*told, *re.findall("sql_mode", command)}:
+        return
+
+    @event.listens_for(plain_engine(engine), "connect")
+    def make_strict(connection: Any, _record: object) -> None:
+        cursor = connection.cursor()
+        cursor.execute(f"SET SESSION sql_mode = {STRICT}")
+        cursor.close()
+
+
 #: The flag of a server's answers while a transaction is open (MySQL internals manual, "Status Flags").
 _IN_TRANSACTION = 1
 

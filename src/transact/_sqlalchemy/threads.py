@@ -7,6 +7,7 @@ import inspect
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from sqlalchemy.orm import sessionmaker
@@ -20,7 +21,7 @@ from transact._sqlalchemy.runtime import Runtime
 from transact._sqlalchemy.timers import ThreadTimer, ThreadTimers
 from transact._sqlalchemy.transaction import Transaction
 from transact._sqlalchemy.unit import Unit
-from transact.errors import UsageError
+from transact.errors import ConcurrentUse, UsageError
 from transact.options import Options
 
 T = TypeVar("T")
@@ -30,16 +31,45 @@ _CLOSING: Any = vars(Marking)["closing"]  # the slot, under what overrides it
 class SyncUnit(Unit):
     """A unit of work whose session several threads may try to use at once, though only one at a time is let."""
 
-    __slots__ = ("_claiming",)
+    __slots__ = ("_claiming", "interrupt")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._claiming = threading.RLock()
+        self.interrupt: BaseException | None = None  # Ctrl-C that came while it was rolled back
         super().__init__(*args, **kwargs)
 
     def enter(self, operation: str, argument: object) -> bool:
         """See ``Unit``. Between its look and its claim, no other thread may look."""
         with self._claiming:
             return super().enter(operation, argument)
+
+    # Who returns from a statement and who ends the transaction beside it agree on which of them gives the connection back.
+
+    def leave(self) -> None:
+        """See ``Unit``."""
+        with self._claiming:
+            super().leave()
+
+    def claim_end(self) -> ConcurrentUse | None:
+        """See ``Unit``."""
+        with self._claiming:
+            return super().claim_end()
+
+    def leave_end_to_its_user(self) -> bool:
+        """See ``Unit``."""
+        with self._claiming:
+            return super().leave_end_to_its_user()
+
+    def let_go(self) -> None:
+        """See ``Unit``."""
+        with self._claiming:
+            super().let_go()
+
+    def rollback_failed(self, error: BaseException) -> None:
+        """See ``Unit``. What asks the program to end is kept until all of this is at its end."""
+        super().rollback_failed(error)
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            self.interrupt = error
 
     @property
     def closing(self) -> bool:
@@ -68,7 +98,7 @@ class SyncRuntime(Runtime):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._timers = ThreadTimers()
-        self._ends: set[threading.Event] = set()
+        self._ends: dict[threading.Event, threading.Thread] = {}
 
     def _make_factory(self, engine: Any) -> Any:
         return sessionmaker(engine, class_=self._sync_class, expire_on_commit=False)
@@ -92,29 +122,42 @@ class SyncRuntime(Runtime):
         """See ``Runtime``."""
         time.sleep(seconds)
 
-    def bounded(self, seconds: float, call: Callable[..., T], *arguments: Any) -> T:  # noqa: ARG002  # nothing stops a thread
-        """See ``Runtime``. A thread cannot be stopped; the driver's own limits have to do."""
-        return call(*arguments)
+    def bounded(self, seconds: float, call: Callable[..., T], *arguments: Any) -> T:
+        """See ``Runtime``. A thread cannot be stopped: one that waits in vain is left to end with its connection."""
+        answer: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(call(*arguments))
+            except BaseException as failed:  # noqa: BLE001  # raised to whoever still waits
+                answer.set_exception(failed)
+
+        threading.Thread(target=run, name="transact question", daemon=True).start()
+        return answer.result(seconds)
 
     def shield(self, scope: Transaction, call: Callable[..., Any], *arguments: Any) -> None:
         """See ``Runtime``. For a ROLLBACK that no server answers nobody waits longer than ``GRACE``."""
         unit = scope._unit
         watch = _Watch(self._timers, unit) if unit.connection is not None else None
         ended = threading.Event()
-        self._ends.add(ended)
+        self._ends[ended] = threading.current_thread()
         try:
             call(*arguments)
         finally:
             if watch is not None:
                 watch.cancel()
-            self._ends.discard(ended)
+            self._ends.pop(ended, None)
             ended.set()
+            interrupt = getattr(unit, "interrupt", None)
+            if interrupt is not None:
+                raise interrupt
 
     def wait_for_ends(self) -> None:
-        """Wait until what is ending has ended, no longer than ``GRACE``."""
+        """Wait until what is ending in other threads has ended, no longer than ``GRACE``."""
         until = time.monotonic() + shielding.GRACE
-        for ended in list(self._ends):
-            ended.wait(max(0.0, until - time.monotonic()))
+        for ended, thread in list(self._ends.items()):
+            if thread is not threading.current_thread():  # a hook that closes the database would wait for itself
+                ended.wait(max(0.0, until - time.monotonic()))
 
     def stand_in_line(self, line: Line, place: Place, seconds: float) -> bool:
         """See ``Runtime``."""
