@@ -404,6 +404,21 @@ async def test_a_process_that_is_killed_leaves_all_or_nothing_once_it_is_resolve
 
 
 @pytest.mark.usefixtures("impatient")
+async def test_resolving_that_fails_midway_leaves_the_last_prepared_for_the_next_time(place):
+    proxy = place.proxies["notes"]
+    proxy.set_trap(Step.PREPARED_COMMIT_SENT, Fault.DOWN)
+    await place.post()
+    await proxy.heal()
+    proxy.set_trap(Step.PREPARED_COMMIT_SENT, Fault.RESET)
+    [left] = await transact.resolve_prepared(*place.databases.values(), older_than=0)
+    assert left.outcome is Outcome.UNKNOWN
+    assert left.why.startswith("ConnectionLost")
+    assert place.prepared() == ["notes", "ledger"]
+    assert await place.resolve_in_time() == [Outcome.COMMITTED]
+    assert place.where() == ["notes", "ledger"]
+
+
+@pytest.mark.usefixtures("impatient")
 async def test_it_is_not_resolved_without_all_of_its_databases(place):
     place.proxies["notes"].set_trap(Step.PREPARED_COMMIT_SENT, Fault.DOWN)
     await place.post()
