@@ -452,6 +452,17 @@ async def test_only_a_database_that_prepares_can_be_asked_what_is_prepared(urls)
             await db.prepared()
 
 
+async def test_an_application_starts_while_its_server_is_away(place):
+    proxy = place.proxies["ledger"]
+    proxy.refuse()
+    with pytest.raises(errors.DatabaseUnavailable):
+        await place.databases["ledger"].prepared()
+    async with place.databases["ledger"].lifespan():
+        await proxy.heal()
+        assert (await place.post()).status_code == 200
+    await place.databases["ledger"].open()
+
+
 async def test_a_server_that_prepares_nothing_is_told_at_start_up_and_stores_nothing(request, tmp_path):
     with ExitStack() as stack:
         found = Place({}, {})

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
-from sqlalchemy.engine import Dialect
+from sqlalchemy.engine import Connection, Dialect, Engine
 
 from transact.errors import ConnectionLost, DatabaseError
 from transact.translation import translate
@@ -89,6 +89,17 @@ def connection_lost(dialect: str, why: str) -> ConnectionLost:
     error = translate(ConnectionError(why), dialect, disconnected=True)
     assert isinstance(error, ConnectionLost)  # noqa: S101  # that is what a ConnectionError is
     return error
+
+
+def connected(engine: Engine) -> Connection:
+    """A connection of an engine without a pool of ours. Raises what stands in the way as an error of this library."""
+    try:
+        return engine.connect()
+    except (OSError, TimeoutError) as error:  # of asyncpg, where SQLAlchemy asks nobody what to raise
+        failure = translate(error, engine.dialect.name, connecting=True)
+        if failure is None:
+            raise
+        raise failure from error
 
 
 def lost_between_statements(dialect: Dialect, failed: BaseException) -> DatabaseError | None:

@@ -15,12 +15,15 @@ from sqlalchemy.util import greenlet_spawn
 
 from transact._core.branches import PREFIX, Branch, Verdict, members
 from transact._core.hooks import Outcome
+from transact._sqlalchemy.liveness import connected
 from transact._sqlalchemy.plain import plain_engine
 from transact._sqlalchemy.runtime import Runtime
 from transact._sqlalchemy.two_phase import decide, end_by_name, look_at_server
 from transact.errors import DatabaseError, UsageError
 
 T = TypeVar("T")
+_PATIENCE = 5.0
+"""Seconds in which a server has to answer an application that starts; else it starts without having asked."""
 _LIST = text(
     "SELECT gid, prepared, extract(epoch FROM clock_timestamp() - prepared)::float8 FROM pg_prepared_xacts "
     "WHERE database = current_database() AND starts_with(gid, :start) ORDER BY prepared, gid"
@@ -92,13 +95,14 @@ async def check_server(runtime: Runtime) -> None:
     One that cannot be reached now says so to the requests.
     """
     if runtime.resolver is not None:
-        with contextlib.suppress(DatabaseError):
-            await _Place(runtime, "").call(look_at_server)
+        with contextlib.suppress(DatabaseError, TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                await _Place(runtime, "").call(look_at_server)
 
 
 def list_prepared(engine: Engine, global_id: str = "") -> list[Prepared]:
     """What this library has prepared in a database, whatever program did it; the oldest first."""
-    with engine.connect() as connection:
+    with connected(engine) as connection:
         rows = connection.execute(_LIST, {"start": f"{PREFIX}{global_id}"}).all()
     return [
         Prepared(name, branch.global_id, branch.number, branch.of, branch.database, since, seconds)

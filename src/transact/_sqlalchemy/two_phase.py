@@ -19,6 +19,7 @@ from transact._core.branches import PREFIX, Branch, Verdict, fingerprint, verdic
 from transact._core.states import State
 from transact._sqlalchemy.ending import answer_is_lost, end_committed, end_rolled_back
 from transact._sqlalchemy.ending import roll_back as roll_back_open
+from transact._sqlalchemy.liveness import connected
 from transact._sqlalchemy.plain import AnyEngine, plain_engine
 from transact._sqlalchemy.session import unguarded
 from transact._sqlalchemy.verifying import until_known
@@ -194,7 +195,7 @@ def _resolver(part: Part) -> Engine:
 
 def end_by_name(engine: Engine, word: str, name: str) -> bool:
     """COMMIT or ROLLBACK what is prepared under ``name``. That nothing is, counts as done. Raises what the database says."""
-    with engine.connect() as connection:
+    with connected(engine) as connection:
         try:
             connection.exec_driver_sql(f"{word} PREPARED '{name}'")
         except DatabaseError as error:
@@ -205,7 +206,7 @@ def end_by_name(engine: Engine, word: str, name: str) -> bool:
 
 def decide(engine: Engine, branch: Branch) -> Verdict:
     """Apply the rule: ask the database of the last branch. Raises what it says."""
-    with engine.connect() as connection:
+    with connected(engine) as connection:
         system, database, _, standby = connection.execute(_SERVER).one()
         if standby or fingerprint(system, database) != branch.decider:
             return Verdict.WAIT  # a standby may be behind, and another server knows nothing
@@ -223,7 +224,7 @@ def _decided(engine: Engine, branch: Branch) -> Verdict | None:
 
 def look_at_server(engine: Engine) -> str:
     """The fingerprint of a database. Raises ``ConfigurationError`` if its server prepares nothing."""
-    with engine.connect() as connection:
+    with connected(engine) as connection:
         system, database, most, _ = connection.execute(_SERVER).one()
     if most == 0:
         raise cannot_prepare()
