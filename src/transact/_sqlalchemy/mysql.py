@@ -45,7 +45,7 @@ def connect_arguments(url: URL, given: Mapping[str, Any]) -> dict[str, Any]:
 def keep_strict(engine: AnyEngine, given: Mapping[str, Any]) -> None:
     """Let PyMySQL be strict where the application's own ``init_command`` took the place of ours, and says nothing of it."""
     told = {**engine.url.query, **given}
-    command = str(told.get("init_command", ""))
+    command = str(told.get("init_command", "")).lower()
     if engine.dialect.driver != "pymysql" or not command or "sql_mode" in {*told, *re.findall("sql_mode", command)}:
         return
 
