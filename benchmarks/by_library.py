@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 from benchmarks._asgi import cost
 from benchmarks._command import command, say
-from benchmarks._report import machine, table
+from benchmarks._report import machine, table, versions
 from benchmarks._variants import BARE, CONNECTION, CONTROL, TRANSACT
-from benchmarks._worker import versions
+from benchmarks._worker import PACKAGES
 
 EVERY = 0.001  # seconds of CPU; the system may look less often
 ROUTES = (("POST", "/insert", "INSERT, ORM"), ("GET", "/one", "one SELECT"), ("GET", "/idle", "session not used"))
@@ -60,7 +60,7 @@ def report(url: str, server: str, quick: bool) -> str:  # noqa: FBT001  # every 
     rounds, requests = (1, 20) if quick else (8, 500)
     found = asyncio.run(_measure(url, rounds, requests))
     said = f"CPU per request, µs, of {rounds * requests:,} requests each, in {rounds} alternating rounds."
-    parts = [f"{said} {machine(versions('transact'), server)}"]
+    parts = [f"{said} {machine(versions(*PACKAGES), server)}"]
     for _, path, name in ROUTES:
         rows = []
         for variant in VARIANTS:

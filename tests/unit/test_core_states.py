@@ -156,6 +156,22 @@ def names(hooks: Hooks) -> dict[str, list[str]]:
     }
 
 
+@pytest.mark.parametrize("phase", ["after_commit", "after_rollback", "after_completion"])
+def test_only_hooks_of_the_phases_after_the_end_come_after_it(phase: str) -> None:
+    hooks = Hooks()
+    hooks.before_commit.append(lambda: None)
+    assert not hooks.come_after
+    getattr(hooks, phase).append(lambda: None)
+    assert hooks.come_after
+
+
+def test_hooks_of_released_savepoints_come_after_the_end_too() -> None:
+    outer, inner = Hooks(), Hooks()
+    inner.after_rollback.append(lambda: None)
+    inner.release_to(outer)
+    assert outer.come_after
+
+
 def test_a_released_savepoint_hands_everything_over_and_rollbacks_go_deepest_first() -> None:
     outer, inner = filled("outer"), filled("inner")
     inner.release_to(outer)

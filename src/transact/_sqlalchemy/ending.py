@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from transact._core import events
-from transact._core.hooks import Hook, Outcome
+from transact._core.hooks import Outcome
 from transact._core.rules import rolls_back
 from transact._core.states import State, first_cause, is_quiet
+from transact._sqlalchemy.calling import call, call_hooks
 from transact._sqlalchemy.limits import is_over, timed_out
 from transact._sqlalchemy.liveness import connection_lost, has_hung_up
 from transact._sqlalchemy.reading import runs_alone
@@ -18,13 +18,11 @@ from transact._sqlalchemy.transaction import unexpected_rollback
 from transact._sqlalchemy.unit import Unit
 from transact._sqlalchemy.verifying import Receipt, ask, take_receipt
 from transact.errors import (
-    AfterCommitError,
     CommitOutcomeUnknown,
     ConcurrentUse,
     StatementTimeout,
     TransactionTimeout,
 )
-from transact.options import Options
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -54,7 +52,7 @@ def prepare(unit: Unit) -> None:
     session.flush()
     queue = unit.root.hooks.before_commit
     while queue and not unit.root.marks:
-        _call(unit, queue.popleft())
+        call(unit, queue.popleft())
         if not unit.root.marks:  # a hook may decide against the commit
             session.flush()
 
@@ -230,25 +228,6 @@ def end_committed(unit: Unit, *, throw_away: bool = False) -> None:
         call_hooks(unit, None)
 
 
-def call_hooks(unit: Unit, error: BaseException | None) -> None:
-    """Run the hooks for how ``unit`` has ended; ``error`` rolled it back. Raises ``AfterCommitError``."""
-    hooks, state = unit.root.hooks, unit.root.state
-    if state is not State.COMMITTED:
-        unknown = state is State.UNKNOWN
-        if not unknown:
-            run_hooks(unit, "after_rollback", hooks.undo, error)
-        outcome = Outcome.UNKNOWN if unknown else Outcome.ROLLED_BACK
-        run_hooks(unit, "after_completion", hooks.after_completion, outcome)
-        return
-    if hooks.after_commit:
-        _hide_transactions(unit)
-    failures = [_run_hook(unit, "after_commit", hook.call) for hook in hooks.after_commit]
-    run_hooks(unit, "after_completion", hooks.after_completion, Outcome.COMMITTED)
-    critical = [f for f, hook in zip(failures, hooks.after_commit, strict=True) if f is not None and hook.critical]
-    if critical:
-        raise AfterCommitError(f"{unit.label!r} is committed, but hooks failed", critical)
-
-
 def answer_is_lost(unit: Unit, failed: BaseException) -> bool:
     """Whether the statement that ends ``unit`` may have succeeded, though it raised ``failed``."""
     connection = unit.connection
@@ -297,39 +276,3 @@ def end_rolled_back(unit: Unit, error: BaseException | None) -> None:
         unit.emit(events.RolledBack, seconds=unit.seconds, cause=error)
     if unit.root.calls_after:
         call_hooks(unit, error)
-
-
-def run_hooks(unit: Unit, phase: str, hooks: list[Hook], argument: object) -> None:
-    """Call each hook with ``argument``; one that fails is told to the listeners, and the others still run.
-
-    No transaction is open while they run, not even one that waits for this: what they store commits by itself.
-    """
-    if hooks:
-        _hide_transactions(unit)
-    for hook in hooks:
-        _run_hook(unit, phase, hook, argument)
-
-
-def _hide_transactions(unit: Unit) -> None:
-    """Let the running task, which is the hooks' own, see no open transaction."""
-    waiting = unit if unit.root.is_open else unit.suspended
-    hidden = Unit(unit.runtime, Options(), unit.label, autocommit=True, suspended=waiting) if waiting else None
-    unit.runtime.current.set(hidden.root if hidden else None)
-
-
-def _run_hook(unit: Unit, phase: str, hook: Hook, *arguments: object) -> Exception | None:
-    about_to_run = unit.runtime.about_to_run
-    if about_to_run is not None and not about_to_run(phase, hook, unit.label, arguments):
-        return None
-    try:
-        _call(unit, hook, *arguments)
-    except Exception as failed:  # noqa: BLE001  # the outcome stands, whatever a hook raises
-        unit.emit(events.HookFailed, phase=phase, cause=failed)
-        return failed
-    return None
-
-
-def _call(unit: Unit, hook: Hook, *arguments: object) -> None:
-    result = hook(*arguments)
-    if inspect.isawaitable(result):
-        unit.runtime.wait(result)

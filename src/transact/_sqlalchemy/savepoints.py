@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from transact._core import events
 from transact._core.rules import rolls_back
 from transact._core.states import Marker, State, first_cause, is_quiet
-from transact._sqlalchemy.ending import run_hooks
+from transact._sqlalchemy.calling import run_hooks
 from transact._sqlalchemy.transaction import Transaction, unexpected_rollback
 from transact._sqlalchemy.unit import Unit
 from transact.errors import DatabaseError

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from transact._core.hooks import Hooks
 from transact._core.states import State, first_cause
-from transact._sqlalchemy.ending import call_hooks
+from transact._sqlalchemy.calling import call_hooks
 from transact._sqlalchemy.faces import end
 from transact._sqlalchemy.shielding import shielded
 from transact._sqlalchemy.together import forget_after_all
