@@ -20,6 +20,7 @@ from benchmarks.apps._routes import POOL_SIZE
 
 MAX_WAITING = 10
 PATIENCE = 1.0
+WARM_UP = 0.5
 VARIANTS: dict[str, dict[str, Any]] = {
     GET_DB_FUNCTION: {"variant": GET_DB_FUNCTION},
     f"transact, max_waiting={MAX_WAITING}": {"variant": TRANSACT, "max_waiting": MAX_WAITING},
@@ -42,6 +43,7 @@ def report(url: str, server: str, quick: bool) -> str:  # noqa: FBT001  # every 
         for number in range(rounds):
             for name, arguments in VARIANTS.items():
                 with serving(HERE, url, **arguments) as served:  # a server each time: what waits in vain waits on
+                    served.closed_loop("POST", "/work", POOL_SIZE, WARM_UP)  # to make connections takes time of its own
                     before = cpu_seconds(served.pid)
                     measured[load, name].append(_overload(served, load * capacity, seconds, number))
                     used[load, name].append((cpu_seconds(served.pid) - before) / (seconds + PATIENCE))
