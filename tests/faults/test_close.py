@@ -50,8 +50,11 @@ async def test_a_hook_that_closes_the_database_does_not_wait_for_itself(
     database_url: str, observer: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shielding, "GRACE", 3600.0)
-    async with scene(database_url, observer) as place, place.db.transaction():
-        place.db.after_commit(place.db.close)
+    async with scene(database_url, observer) as place:
+        async with asyncio.timeout(60):
+            async with place.db.transaction():
+                place.db.after_commit(place.db.close)
+        assert place.held() == 0
 
 
 async def test_closing_connections_to_a_server_that_does_not_answer_is_bounded_for_all_of_them_together(
