@@ -68,7 +68,6 @@ class BaseDatabase:
         self._url = parse_url(url)
         check_driver(self._url, is_async=self._runtime_class.is_async)
         self.name = name
-        self._closed = False
         self._two_phase = two_phase
         self._runtime = self._runtime_class(
             name, session_class, defaults(isolation=isolation, timeout=timeout, retry=retry)
@@ -139,7 +138,7 @@ class BaseDatabase:
     # Shared by the verbs.
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self._runtime.closed:
             await_ = "await " if self._runtime.is_async else ""
             raise UsageError(
                 f"database {self.name!r} is closed; open it first: {self._runtime.enter_by} db, or {await_}db.open()"

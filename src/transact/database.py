@@ -72,14 +72,14 @@ class Database(BaseDatabase):
 
     async def open(self) -> None:
         """Make the database usable. Nothing is checked on the network: see ``ping``."""
-        self._closed = False
+        self._runtime.closed = False
 
     async def close(self) -> None:
         """Close the pool's connections. Later verbs raise ``UsageError`` until the next ``open``.
 
         A COMMIT that is under way is waited for, and so is a server that does not answer: each at most 5 seconds.
         """
-        self._closed = True
+        self._runtime.closed = True
         await wait_for_ends(self._runtime)
         await self._runtime.engine.dispose()
 

@@ -60,14 +60,14 @@ class SyncDatabase(BaseDatabase):
 
     def open(self) -> None:
         """Make the database usable. Nothing is checked on the network: see ``ping``."""
-        self._closed = False
+        self._runtime.closed = False
 
     def close(self) -> None:
         """Close the pool's connections. Later verbs raise ``UsageError`` until the next ``open``.
 
         A COMMIT that is under way in another thread is waited for, at most 5 seconds.
         """
-        self._closed = True
+        self._runtime.closed = True
         self._runtime.wait_for_ends()
         self.engine.dispose()
 

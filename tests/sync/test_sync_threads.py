@@ -182,6 +182,29 @@ def test_a_block_that_runs_while_the_database_is_closed_commits_and_its_connecti
     db.open()
 
 
+def test_a_connection_that_comes_back_in_the_moment_of_closing_is_closed(
+    db: SyncDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came, closed = threading.Event(), threading.Event()
+    pool = db.engine.pool
+    put = pool._pool.put
+
+    def late(*arguments: object) -> None:
+        came.set()
+        closed.wait(10)
+        put(*arguments)
+
+    monkeypatch.setattr(pool._pool, "put", late)
+    with ThreadPoolExecutor(1) as other:
+        used = other.submit(db.ping)
+        assert came.wait(10)
+        db.close()
+        closed.set()
+        used.result(10)
+    assert pool.checkedin() == 0
+    db.open()
+
+
 # Ctrl-C.
 
 

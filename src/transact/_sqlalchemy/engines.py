@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import create_engine, event, exc
 from sqlalchemy.engine import URL, Connection, ExceptionContext
 from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 from sqlalchemy.schema import MetaData
 
 from transact._core.limits import Told
@@ -136,6 +136,8 @@ def make_engine(
     note_statements(engine)
     if isinstance(engine.pool, TransactPool):
         runtime.modes = modes_of(engine, url, arguments.get("connect_args", {}))
+    else:
+        event.listen(plain_engine(engine), "checkin", _closing_after_close(runtime))
     if runtime.modes is not None:
         runtime.reading_engine = reading_engine(engine)
     if engine.dialect.name == "sqlite":
@@ -193,6 +195,16 @@ def _verifier(runtime: Runtime, url: URL, options: Mapping[str, Any]) -> Any:
         patience = {"connect_timeout": math.ceil(PATIENCE)}
         kept["connect_args"] = {**patience, **kept.get("connect_args", {})}
     return _create(runtime, url, **{"hide_parameters": True, **kept})
+
+
+def _closing_after_close(runtime: Runtime) -> Callable[[object, ConnectionPoolEntry], None]:
+    """For the application's own pool, what ours does by itself: leave no connection open that nobody would close."""
+
+    def close(_connection: object, record: ConnectionPoolEntry) -> None:
+        if runtime.closed:
+            record.close()
+
+    return close
 
 
 def _replace_if_hung_up(connection: Any, record: Any, _fairy: object) -> None:

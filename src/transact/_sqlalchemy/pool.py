@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import exc
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool
-from sqlalchemy.util.queue import AsyncAdaptedQueue, Queue
+from sqlalchemy.util.queue import AsyncAdaptedQueue, Empty, Queue
 
 from transact._core.events import Holder, WaitedForConnection
 from transact._sqlalchemy.closing import ClosingPool
@@ -144,15 +145,22 @@ class TransactPool(QueuePool):
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         place = record.record_info.pop(PLACE, None)  # type: ignore[union-attr]  # as above
         try:
-            if self._disposed:
-                # In the queue of a pool that is no longer used it would stay open until the garbage collector comes.
-                self._dec_overflow()
-                record.close()
-            else:
-                super()._do_return_conn(record)
+            super()._do_return_conn(record)
+            # Asked only now: a thread that closes the database has emptied the queue before this came to it, or is seen here.
+            if self._disposed or self.runtime.closed:
+                self._watch.stop()
+                self._close_idle()
         finally:
             if place is not None:
                 self._line.give_back(place)
+
+    def _close_idle(self) -> None:
+        # In the queue of a pool that nobody uses they would stay open until the garbage collector comes.
+        with suppress(Empty):
+            while True:
+                record = self._pool.get(block=False)
+                self._dec_overflow()
+                record.close()
 
     def _wait(self, place: Place) -> None:
         runtime = self.runtime

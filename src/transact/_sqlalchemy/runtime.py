@@ -48,7 +48,7 @@ class Runtime:
     ``units`` is the table of who holds a connection now; ``waiting`` those that ask for one while a unit that holds one
     waits for them; ``asking`` those that may need one, by who uses them; ``capacity`` the most connections that
     the pool can give, or ``None`` if it has no such number; ``max_waiting`` the most uses that may wait for one; ``ending`` the
-    tasks that end a transaction or a part of it.
+    tasks that end a transaction or a part of it; ``closed`` whether the database is.
     """
 
     def __init__(self, name: str, session_class: type[AnySession], defaults: Options) -> None:
@@ -59,6 +59,7 @@ class Runtime:
         self.listeners: list[Listener] = []
         self.capacity: int | None = None
         self.max_waiting: int | None = None
+        self.closed = False
         self.units: dict[Connection, Unit] = {}
         self.ending: dict[Transaction, tuple[asyncio.Task[Any], list[asyncio.Future[Any]]]] = {}
         self.waiting: set[Unit] = set()

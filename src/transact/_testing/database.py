@@ -143,8 +143,8 @@ class Kit:
             self._in_use.add(database)
             undone.callback(self._in_use.discard, database)
             # A test before may have closed it, with the lifespan of its application for one.
-            undone.callback(setattr, database, "_closed", database._closed)
-            database._closed = False
+            undone.callback(setattr, database._runtime, "closed", database._runtime.closed)
+            database._runtime.closed = False
             # What is prepared cannot be rolled back with the rest of the test.
             undone.callback(setattr, database._runtime, "resolver", database._runtime.resolver)
             database._runtime.resolver = None
