@@ -15,7 +15,7 @@ from sqlalchemy.util import greenlet_spawn
 from transact._core.signatures import session_position
 from transact._database import BaseDatabase, hide_session
 from transact._sqlalchemy.faces import TransactionBlock
-from transact._sqlalchemy.resolving import Prepared, engine_of, list_prepared
+from transact._sqlalchemy.resolving import Prepared, list_prepared
 from transact._sqlalchemy.retrying import Attempts, Tries, retry_of
 from transact._sqlalchemy.runtime import Runtime
 from transact._sqlalchemy.shielding import wait_for_ends
@@ -54,7 +54,7 @@ class Database(BaseDatabase):
     - ``verify_commit``: when the answer to a COMMIT is lost, ask PostgreSQL on a new connection what became of it; costs one
       round trip for each transaction that may have written. Elsewhere the outcome stays unknown.
     - ``two_phase``: a request that writes to several databases, all of which have this, stores all of it or nothing, also if a
-      program or a server crashes. PostgreSQL with ``max_prepared_transactions`` above 0.
+      program or a server crashes. PostgreSQL with ``max_prepared_transactions`` above 0, MariaDB from 10.5 on.
     - ``metadata``: the application's ``MetaData``; lets errors name constraints, tables and columns on every engine.
     - ``name``: what the database is called in logs and events.
     - ``echo``: log every statement, as SQLAlchemy does.
@@ -107,7 +107,7 @@ class Database(BaseDatabase):
         Of running requests, for an instant; what stays was left by a crash: ``transact.resolve_prepared`` ends it. Raises
         ``UsageError`` without ``two_phase=True``.
         """
-        return await greenlet_spawn(list_prepared, engine_of(self._runtime))
+        return await greenlet_spawn(list_prepared, self._runtime)
 
     @property
     def engine(self) -> AsyncEngine:

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from transact._core.signatures import session_position
 from transact._database import BaseDatabase, hide_session
 from transact._sqlalchemy.faces import SyncTransactionBlock
-from transact._sqlalchemy.resolving import Prepared, engine_of, list_prepared
+from transact._sqlalchemy.resolving import Prepared, list_prepared
 from transact._sqlalchemy.retrying import SyncAttempts, Tries, retry_of
 from transact._sqlalchemy.threads import SyncRuntime
 from transact._sqlalchemy.transaction import caller_name
@@ -91,7 +91,7 @@ class SyncDatabase(BaseDatabase):
 
     def prepared(self) -> list[Prepared]:
         """What is prepared in this database and not yet ended: see ``Database.prepared``."""
-        return list_prepared(engine_of(self._runtime))
+        return list_prepared(self._runtime)
 
     @property
     def engine(self) -> Engine:

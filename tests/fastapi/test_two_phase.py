@@ -4,24 +4,23 @@ import asyncio
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import httpx
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
-from sqlalchemy import ForeignKey, String, text
+from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
 
 import transact
 from tests.conftest import lasting_database
-from tests.engines import Observer, observe
-from tests.faults.proxy import Fault, Proxy, proxied
+from tests.engines import observe
+from tests.fastapi.two_phases import Place, Word, make_tables, placed, urls_of
+from tests.faults.proxy import Fault
 from tests.faults.wire import Step
 from transact import errors
 from transact._core.hooks import Outcome
@@ -29,109 +28,20 @@ from transact._sqlalchemy import verifying
 from transact.fastapi import Database
 from transact.fastapi.threads import SyncDatabase
 
-PATIENCE = 15
 ENGINES = {"notes": "pg18-psycopg", "ledger": "pg18-asyncpg"}
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Word(Base):
-    __tablename__ = "words"
-
-    word: Mapped[str] = mapped_column(String(50), primary_key=True)
-    after: Mapped[str | None] = mapped_column(ForeignKey("words.word", deferrable=True, initially="DEFERRED"))
-
-
-@dataclass
-class Place:
-    """An application with two databases that commit in two phases, each behind a proxy; who resolves has ways around those."""
-
-    urls: dict[str, str]
-    observers: dict[str, Observer]
-    app: FastAPI = field(default_factory=FastAPI)
-    databases: dict[str, Database] = field(default_factory=dict)
-    proxies: dict[str, Proxy] = field(default_factory=dict)
-    behind: dict[str, str] = field(default_factory=dict)
-    direct: list[Database] = field(default_factory=list)
-    told: list[Any] = field(default_factory=list)
-
-    def stored(self) -> dict[str, list[str]]:
-        """What each database holds."""
-        return {
-            name: [word for (word,) in observer.rows("SELECT word FROM words ORDER BY word")]
-            for name, observer in self.observers.items()
-        }
-
-    def where(self) -> list[str]:
-        return [name for name, words in self.stored().items() if words]
-
-    def prepared(self) -> list[str]:
-        """The databases in which something is prepared, as their servers say."""
-        listed = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
-        return [name for name, observer in self.observers.items() if observer.rows(listed)]
-
-    def passed(self, step: Step) -> list[str]:
-        """Through whose proxy a step came."""
-        return [name for name, proxy in self.proxies.items() if step in proxy.passed]
-
-    async def post(self, target: str = "/do") -> httpx.Response:
-        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await client.post(target)
-
-    async def resolved(self, **options: Any) -> list[transact.Resolved]:
-        return await transact.resolve_prepared(*self.direct, **options)
-
-    async def resolve_in_time(self) -> list[Outcome]:
-        """Resolve until nothing is prepared any more: a server may learn of its client's end a little later."""
-        found = []
-        async with asyncio.timeout(PATIENCE):
-            while self.prepared():
-                found = [each.outcome for each in await self.resolved(older_than=0)]
-        return found
 
 
 @pytest.fixture(scope="module")
 def urls(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with ExitStack() as stack:
-        folder = tmp_path_factory.mktemp("two_phase")
-        found = {name: lasting_database(request.config, each, folder, stack) for name, each in ENGINES.items()}
-        for url in found.values():
-            asyncio.run(_make_tables(url))
+    with urls_of(request.config, ENGINES, tmp_path_factory.mktemp("two_phase")) as found:
         yield found
-
-
-async def _make_tables(url: str) -> None:
-    async with Database(url) as db, db.engine.begin() as connection:
-        await connection.run_sync(Base.metadata.create_all)
 
 
 @pytest.fixture
 async def place(urls: dict[str, str]) -> AsyncIterator[Place]:
-    """After the test nothing may be held, left open or left prepared in any database."""
-    with ExitStack() as observers:
-        found = Place(urls, {name: observers.enter_context(observe(url)) for name, url in urls.items()})
-        async with AsyncExitStack() as running:
-            for name, url in urls.items():
-                found.observers[name].execute("DELETE FROM words")
-                found.proxies[name], behind = await running.enter_async_context(proxied(url))
-                found.behind[name] = behind
-                db = Database(behind, pool_size=2, max_overflow=0, pool_timeout=5, two_phase=True, name=name)
-                found.databases[name] = await running.enter_async_context(db)
-                db.install(found.app)
-                found.direct.append(Database(url, two_phase=True, name=name))
-            _routes(found)
-            yield found
-            for name, db in found.databases.items():
-                assert db.engine.pool.checkedout() == 0, name
-                assert not db._runtime.units, name
-        for name, observer in found.observers.items():
-            left = observer.rows("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()")
-            for (gid,) in left:
-                observer.execute(f"ROLLBACK PREPARED '{gid}'")
-            assert left == [], name
+    async with placed(urls) as found:
+        _routes(found)
+        yield found
 
 
 def _routes(place: Place) -> None:
@@ -236,7 +146,7 @@ async def test_in_a_test_of_the_application_nothing_is_prepared(place, transact_
     tested = Place(place.urls, place.observers)
     for db in place.direct:
         db.install(tested.app)
-        tested.databases[db.name] = db
+        tested.databases[db.name.partition("-")[0]] = db
         transact_database(db)
     _routes(tested)
     assert (await tested.post()).status_code == 200
@@ -274,7 +184,7 @@ async def test_a_server_that_is_away_after_all_are_prepared_leaves_the_last_prep
     assert place.prepared() == left
     assert "all" not in place.told
     listed = [each for db in place.direct for each in await db.prepared()]
-    assert [each.database for each in listed] == left
+    assert [each.database for each in listed] == [place.known_as(each) for each in left]
     assert unknown[0].prepared == tuple(each.name for each in listed)
     assert {(each.global_id, each.of) for each in listed} == {(listed[0].global_id, 2)}
     [young] = await place.resolved()
@@ -360,7 +270,8 @@ CHILD = textwrap.dedent(
     import asyncio, sys
     import httpx
     from fastapi import FastAPI
-    from tests.fastapi.test_two_phase import Place, _routes
+    from tests.fastapi.test_two_phase import _routes
+    from tests.fastapi.two_phases import Place
     from transact.fastapi import Database
 
     async def main(notes, ledger):
@@ -433,8 +344,8 @@ async def test_it_is_not_resolved_without_all_of_its_databases(place):
 
 
 def test_an_engine_that_cannot_prepare_is_refused_when_the_database_is_made():
-    for url in ("sqlite+aiosqlite:///x.db", "mysql+asyncmy://localhost/x"):
-        with pytest.raises(errors.ConfigurationError, match="two_phase=True is for PostgreSQL"):
+    for url in ("sqlite+aiosqlite:///x.db",):
+        with pytest.raises(errors.ConfigurationError, match="two_phase=True is for PostgreSQL and MariaDB"):
             Database(url, two_phase=True)
 
 
@@ -471,7 +382,7 @@ async def test_a_server_that_prepares_nothing_is_told_at_start_up_and_stores_not
             found.observers[name] = stack.enter_context(observe(url))
             if found.observers[name].rows("SHOW max_prepared_transactions") != [("0",)]:
                 pytest.skip("this server prepares transactions")
-            await _make_tables(url)
+            await make_tables(url)
             found.databases[name] = Database(url, two_phase=True, name=name)
             found.databases[name].install(found.app)
         with pytest.raises(errors.ConfigurationError, match="max_prepared_transactions = 0"):

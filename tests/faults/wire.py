@@ -34,14 +34,14 @@ class Step(Enum):
 #: What a statement begins with, or is marked with by a comment of the test. ``SET AUTOCOMMIT`` is no COMMIT.
 _STATEMENTS = (
     (Step.BEGIN, re.compile(r"\s*(BEGIN|START\s+TRANSACTION)\b", re.IGNORECASE)),
-    (Step.COMMIT_SENT, re.compile(r"\s*COMMIT\b(?!\s+PREPARED)", re.IGNORECASE)),
-    (Step.PREPARE_SENT, re.compile(r"\s*PREPARE\s+TRANSACTION\b", re.IGNORECASE)),
-    (Step.PREPARED_COMMIT_SENT, re.compile(r"\s*COMMIT\s+PREPARED\b", re.IGNORECASE)),
+    (Step.COMMIT_SENT, re.compile(r"\s*(COMMIT\b(?!\s+PREPARED)|XA\s+COMMIT\b.*\bONE\s+PHASE)", re.IGNORECASE)),
+    (Step.PREPARE_SENT, re.compile(r"\s*(PREPARE\s+TRANSACTION|XA\s+PREPARE)\b", re.IGNORECASE)),
+    (Step.PREPARED_COMMIT_SENT, re.compile(r"\s*(COMMIT\s+PREPARED|XA\s+COMMIT)\b", re.IGNORECASE)),
     (Step.SAVEPOINT, re.compile(r"\s*SAVEPOINT\b", re.IGNORECASE)),
     (Step.RECEIPT, re.compile(r"\s*SELECT pg_current_xact_id")),
     (Step.RELEASE, re.compile(r"\s*RELEASE\b", re.IGNORECASE)),
     (Step.ROLLBACK_TO, re.compile(r"\s*ROLLBACK\s+TO\b", re.IGNORECASE)),
-    (Step.ROLLBACK, re.compile(r"\s*ROLLBACK\b(?!\s+(WORK\s+|TRANSACTION\s+)?(TO|PREPARED)\b)", re.IGNORECASE)),
+    (Step.ROLLBACK, re.compile(r"\s*(XA\s+)?ROLLBACK\b(?!\s+(WORK\s+|TRANSACTION\s+)?(TO|PREPARED)\b)", re.IGNORECASE)),
     (Step.FIRST, re.compile(r"\s*\w+ /\* first \*/")),
     (Step.LAST, re.compile(r"\s*\w+ /\* last \*/")),
 )

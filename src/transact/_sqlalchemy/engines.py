@@ -16,6 +16,7 @@ from sqlalchemy.schema import MetaData
 
 from transact._core.limits import Told
 from transact._sqlalchemy import mysql, postgresql, sqlite
+from transact._sqlalchemy.branching import Branching
 from transact._sqlalchemy.holding import note_statements
 from transact._sqlalchemy.keys import AUTOCOMMIT, UNIT
 from transact._sqlalchemy.limits import is_over
@@ -23,11 +24,12 @@ from transact._sqlalchemy.liveness import has_hung_up
 from transact._sqlalchemy.modes import modes_of, writing_connection
 from transact._sqlalchemy.plain import AnyEngine, driver_connection, plain_engine
 from transact._sqlalchemy.pool import TransactPool, drop_if_read_only, pool_class
+from transact._sqlalchemy.preparing import PostgresBranching
 from transact._sqlalchemy.reading import reading_engine, runs_alone
 from transact._sqlalchemy.runtime import Runtime
-from transact._sqlalchemy.two_phase import end_what_is_prepared
 from transact._sqlalchemy.unit import Unit
 from transact._sqlalchemy.verifying import PATIENCE
+from transact._sqlalchemy.xa import XaBranching
 from transact.errors import ConfigurationError, DatabaseError
 from transact.translation import translate
 
@@ -83,6 +85,13 @@ _HAS_ENDED: Mapping[str, Callable[[ExceptionContext, DatabaseError], bool]] = {
     "mysql": mysql.has_ended_transaction,
     "mariadb": mysql.has_ended_transaction,
     "sqlite": sqlite.has_ended_transaction,
+}
+
+#: How each prepares what is to be committed with others.
+_BRANCHING: Mapping[str, Callable[[], Branching]] = {
+    "postgresql": PostgresBranching,
+    "mysql": XaBranching,
+    "mariadb": XaBranching,
 }
 
 
@@ -152,14 +161,16 @@ def make_engine(
 
 def commit_in_two_phases(url: URL, runtime: Runtime, *, metadata: MetaData | None, options: Mapping[str, Any]) -> None:
     """Let the engine of ``runtime`` end what is prepared. Raises ``ConfigurationError`` if the server is of another kind."""
-    if url.get_backend_name() != "postgresql":
+    branching = _BRANCHING.get(url.get_backend_name())
+    if branching is None:
         raise ConfigurationError(
-            f"two_phase=True is for PostgreSQL, and the URL says {url.get_backend_name()}: that could not be asked after a "
-            "crash whether all databases were prepared"
+            f"two_phase=True is for PostgreSQL and MariaDB, and the URL says {url.get_backend_name()}: that could not be asked "
+            "after a crash whether all databases were prepared"
         )
     runtime.resolver = resolver = _verifier(runtime, url, options)
     _translate_errors(resolver, runtime, metadata)
-    end_what_is_prepared(runtime.engine)
+    runtime.branching = branching()
+    runtime.branching.teach(runtime)
 
 
 def _create(runtime: Runtime, url: URL, **arguments: Any) -> Any:

@@ -15,6 +15,7 @@ from sqlalchemy.engine import URL, Connection, Dialect, ExceptionContext
 from sqlalchemy.pool import PoolResetState
 
 from transact._core.limits import Told
+from transact._core.states import State
 from transact._sqlalchemy.keys import LIMITED, READ_ONLY, STATEMENTS
 from transact._sqlalchemy.modes import TOLD
 from transact._sqlalchemy.plain import AnyEngine, plain_engine
@@ -79,7 +80,7 @@ ENDS_BY_ITSELF = re.compile(
 
 def prepare_mysql(engine: AnyEngine, runtime: Runtime) -> None:
     """Listen to the engine of a MySQL or MariaDB database."""
-    event.listen(plain_engine(engine), "begin", _begin)
+    event.listen(plain_engine(engine), "begin", begin)
     event.listen(plain_engine(engine), "reset", _forget_limits)
     _end_what_keeps_its_level(engine.dialect)
 
@@ -88,7 +89,7 @@ def prepare_mysql(engine: AnyEngine, runtime: Runtime) -> None:
         if not (ends := ENDS_BY_ITSELF.match(statement)):
             return
         unit = runtime.units.get(connection)
-        if unit is not None and unit.managed:
+        if unit is not None and unit.managed and not (unit.together and unit.root.state is State.ENDING):
             raise UsageError(
                 f"{ends[0].split()[-1]} would end {unit.label!r} on the spot: MySQL and MariaDB commit what was written so "
                 "far, and no error could undo it. It was not sent. Run it where no transaction is open: in "
@@ -207,7 +208,8 @@ def _setting(context: ExceptionContext, name: str) -> bool:
         cursor.close()
 
 
-def _begin(connection: Connection) -> None:
+def begin(connection: Connection) -> None:
+    """Send the BEGIN that is needed, if one is: of itself, the server begins with the first statement."""
     options = connection.get_execution_options()
     if options.get(STATEMENTS):
         return

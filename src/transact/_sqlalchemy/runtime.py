@@ -19,6 +19,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 from transact._core.events import Event, Listener
 from transact._core.hooks import Hook
 from transact._core.limits import Told
+from transact._sqlalchemy.branching import Branching
 from transact._sqlalchemy.keys import AUTOCOMMIT, QUEUED, READ_ONLY, UNIT
 from transact._sqlalchemy.lazy import lazily_made
 from transact._sqlalchemy.line import Line, Place
@@ -73,6 +74,7 @@ class Runtime:
         self.waits_for_futures = False  # or its driver does, and for nothing else: no timeout, no task of its own
         self.verifier: AsyncEngine | None = None  # makes connections to ask what became of a COMMIT
         self.resolver: AsyncEngine | None = None  # and to end what is prepared: it commits in two phases
+        self.branching: Branching | None = None  # and in this way
         self._session_class = session_class
         # A session class may bring a plain session class of its own, as SQLModel's does; only an instance tells which.
         self._sync_class = guarded(type(plain_session(session_class())))  # type: ignore[arg-type]  # classes are hashable

@@ -8,20 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transact._core.branches import Branch, group_of
+from transact._sqlalchemy.branching import Part, Stage
 from transact._sqlalchemy.ending import wants_commit
 from transact._sqlalchemy.shielding import shielded
-from transact._sqlalchemy.two_phase import (
-    Part,
-    Stage,
-    cannot_prepare,
-    commit,
-    find_out,
-    leave,
-    look,
-    prepare,
-    roll_back,
-)
-from transact.errors import CommitOutcomeUnknown
+from transact._sqlalchemy.two_phase import commit, find_out, leave, look, prepare, roll_back
+from transact.errors import CommitOutcomeUnknown, ConfigurationError
 from transact.fastapi.commits import Commits, listed
 
 if TYPE_CHECKING:
@@ -61,9 +52,9 @@ class TwoPhaseCommits(Commits):
                 if self._cancelled is not None:
                     self._fail(part.unit, self._cancelled)
         if self._failed is None:
-            writers = [part for part in writers if part.stock.xid is not None]
-        if self._failed is None and len(writers) > 1 and not all(part.stock.possible for part in writers):
-            self._failed = cannot_prepare()
+            writers = [part for part in writers if part.stock.transaction is not None]
+        if self._failed is None and len(writers) > 1:
+            self._failed = _refusal(writers)
         written = {part.unit for part in writers}
         for unit in self._units:
             if unit not in written:
@@ -73,6 +64,7 @@ class TwoPhaseCommits(Commits):
 
     async def _end_together(self, parts: list[Part]) -> None:
         """The two phases; ``_core.branches`` tells why this order, and none other."""
+        parts.sort(key=lambda part: part.branching.decides)
         _name(parts)
         last = parts[-1]
         for part in parts:
@@ -118,7 +110,7 @@ class TwoPhaseCommits(Commits):
     def _told(self) -> BaseException | None:
         if not self._left:
             return super()._told()
-        names = tuple(str(part.branch) for part in self._left)
+        names = tuple(part.name for part in self._left)
         label = self._units[0].label
         if self._left[-1].stage is Stage.PREPARED:
             what = f"{label!r} is prepared everywhere, and not yet committed on"
@@ -138,7 +130,23 @@ class TwoPhaseCommits(Commits):
 def _name(parts: list[Part]) -> None:
     """Give each its name: the last one's transaction and database, and who belongs together, are in all of them."""
     last = parts[-1].stock
-    assert last.xid is not None  # noqa: S101  # it has written
-    global_id, group = uuid.uuid4().hex, group_of(part.stock.fingerprint for part in parts)
+    assert last.transaction is not None  # noqa: S101  # it has written
+    global_id = last.xid.global_id if last.xid is not None else uuid.uuid4().hex
+    group = group_of(part.stock.fingerprint for part in parts)
     for number, part in enumerate(parts, 1):
-        part.branch = Branch(global_id, number, len(parts), last.xid, last.fingerprint, group, part.unit.runtime.name)
+        name = part.unit.runtime.name
+        part.branch = Branch(global_id, number, len(parts), last.transaction, last.fingerprint, group, name)
+
+
+def _refusal(parts: Sequence[Part]) -> ConfigurationError | None:
+    """Why what was written cannot be stored together."""
+    for part in parts:
+        if part.stock.refusal is not None:
+            return ConfigurationError(part.stock.refusal)
+    deciding = [part.unit.runtime.name for part in parts if part.branching.decides]
+    if len(deciding) > 1:
+        return ConfigurationError(
+            f"two_phase=True: the request has written to {listed(deciding)}, all on MariaDB, where only one may be. Nothing "
+            "is stored. Schemas of one server can be written to through one Database: shop.orders, reports.sales"
+        )
+    return None
