@@ -2,10 +2,13 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
 
 import pytest
-from sqlalchemy import insert, select, text
+from sqlalchemy import event, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.util import await_only
 
 from tests.conformance.tables import SLEEP, Stored, Word, store
 from transact import Database, errors
@@ -161,16 +164,93 @@ async def test_a_failing_block_beside_a_running_statement_raises_its_own_error(d
     assert stored() == set()
 
 
-async def test_a_savepoint_that_ends_beside_a_running_statement_is_refused(db: Database, stored: Stored) -> None:
+SAVEPOINTS: dict[str, Callable[[Database, AsyncSession], Any]] = {
+    "a savepoint": lambda db, _: db.savepoint(),
+    "one of the session's own": lambda _, session: session.begin_nested(),
+}
+savepoints = pytest.mark.parametrize("savepoint", SAVEPOINTS.values(), ids=SAVEPOINTS)
+ends = pytest.mark.parametrize("end", ["release_savepoint", "rollback_savepoint"])
+
+
+@savepoints
+async def test_a_savepoint_that_ends_beside_a_running_statement_is_refused(
+    db: Database, stored: Stored, savepoint: Callable[..., Any]
+) -> None:
     sleep = SLEEP[db.engine.dialect.name]
-    with pytest.raises(errors.TransactError):
+    with pytest.raises(errors.UnexpectedRollback):
         async with db.transaction() as session:
             await store(session, "lost")
             with pytest.raises(errors.ConcurrentUse):
-                async with db.savepoint():
+                async with savepoint(db, session):
                     task = asyncio.create_task(session.execute(sleep))
                     await asyncio.sleep(0)
             await asyncio.wait([task])
+    assert stored() == set()
+
+
+class Leaving:
+    """A task that leaves a savepoint, and stands still in the middle of that."""
+
+    def __init__(self, db: Database, savepoint: Callable[..., Any], end: str) -> None:
+        self.db = db
+        self.savepoint = savepoint
+        self.end = end
+        self.reached = asyncio.Event()
+        self.go_on = asyncio.Event()
+        event.listen(db.engine.sync_engine, end, self._wait, once=True)
+
+    def _wait(self, *_: object) -> None:
+        self.reached.set()
+        await_only(self.go_on.wait())
+
+    async def leave(self, session: AsyncSession) -> None:
+        with suppress(LookupError):
+            async with self.savepoint(self.db, session):
+                await store(session, "inner")
+                if self.end == "rollback_savepoint":
+                    raise LookupError
+
+
+@ends
+@savepoints
+async def test_a_use_beside_the_end_of_a_savepoint_is_refused_and_the_transaction_commits(
+    db: Database, stored: Stored, savepoint: Callable[..., Any], end: str
+) -> None:
+    other = Leaving(db, savepoint, end)
+    async with db.transaction() as session:
+        word = Word(text="loaded")
+        session.add(word)
+        await session.flush()
+        leaving = asyncio.create_task(other.leave(session))
+        await other.reached.wait()
+        for use in USES.values():
+            with pytest.raises(errors.ConcurrentUse):
+                await use(session)
+        other.go_on.set()
+        await leaving
+        await store(session, "after")
+    assert stored() == {"loaded", "after"} | ({"inner"} if end == "release_savepoint" else set())
+
+
+@ends
+@savepoints
+async def test_a_block_that_ends_beside_the_end_of_a_savepoint_leaves_its_rollback_to_that(
+    db: Database, stored: Stored, savepoint: Callable[..., Any], end: str
+) -> None:
+    other = Leaving(db, savepoint, end)
+    with pytest.raises(errors.ConcurrentUse):
+        async with db.transaction() as session:
+            await store(session, "lost")
+            leaving = asyncio.create_task(other.leave(session))
+            await other.reached.wait()
+    assert db.engine.pool.checkedout() == 1
+    other.go_on.set()
+    if end == "release_savepoint" or savepoint is not SAVEPOINTS["a savepoint"]:
+        with pytest.raises(errors.TransactionEnded):
+            await leaving
+    else:  # its own error goes on
+        await leaving
+    assert db.engine.pool.checkedout() == 0
     assert stored() == set()
 
 

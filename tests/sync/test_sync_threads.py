@@ -6,7 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextvars import copy_context
 
 import pytest
 from sqlalchemy import event, select, text
@@ -65,13 +66,29 @@ def tried(call: Callable[[], None]) -> errors.TransactError | None:
     return None
 
 
+def own_savepoint(_: SyncDatabase, session: Session) -> AbstractContextManager[object]:
+    return session.begin_nested()
+
+
+def savepoint(db: SyncDatabase, _: Session) -> AbstractContextManager[object]:
+    return db.savepoint()
+
+
+def no_savepoint(*_: object) -> AbstractContextManager[object]:
+    return nullcontext()
+
+
+Inside = Callable[[SyncDatabase, Session], AbstractContextManager[object]]
+
+
 @pytest.mark.usefixtures("restless")
+@pytest.mark.parametrize("inside", [no_savepoint, savepoint, own_savepoint])
 def test_a_statement_that_comes_while_the_block_ends_is_a_part_of_it_or_refused_and_nothing_is_left(
-    db: SyncDatabase, stored: Stored
+    db: SyncDatabase, stored: Stored, inside: Inside
 ) -> None:
     with ThreadPoolExecutor(1) as other:
-        for n in range(150):
-            ended, late = meeting(db, other, n)
+        for n in range(150 if inside is no_savepoint else 60):
+            ended, late = meeting(db, other, n, inside)
             words = {word.partition(" ")[2] for word in stored() if word.startswith(f"{n} ")}
             assert isinstance(ended, errors.ConcurrentUse | None)
             assert isinstance(late, errors.TransactionEnded | errors.ConcurrentUse | None)
@@ -82,7 +99,9 @@ def test_a_statement_that_comes_while_the_block_ends_is_a_part_of_it_or_refused_
             assert db.engine.pool.checkedout() == 0
 
 
-def meeting(db: SyncDatabase, other: ThreadPoolExecutor, n: int) -> tuple[errors.TransactError | None, ...]:
+def meeting(
+    db: SyncDatabase, other: ThreadPoolExecutor, n: int, inside: Inside
+) -> tuple[errors.TransactError | None, ...]:
     """What comes of a block that ends and of a statement of another thread, at the same time or nearly so."""
     meet = threading.Barrier(2)
     running = []
@@ -92,7 +111,7 @@ def meeting(db: SyncDatabase, other: ThreadPoolExecutor, n: int) -> tuple[errors
         add(session, f"{n} late")
 
     def block() -> None:
-        with db.transaction() as session:
+        with db.transaction() as session, inside(db, session):
             add(session, f"{n} first")
             running.append(other.submit(tried, lambda: use(session)))
             meet.wait(10)
@@ -100,6 +119,69 @@ def meeting(db: SyncDatabase, other: ThreadPoolExecutor, n: int) -> tuple[errors
                 pass
 
     return tried(block), running[0].result(10)
+
+
+class Leaving:
+    """A thread that leaves a savepoint, and stands still in the middle of that."""
+
+    def __init__(self, db: SyncDatabase, inside: Inside, end: str) -> None:
+        self.db = db
+        self.inside = inside
+        self.end = end
+        self.reached = threading.Event()
+        self.go_on = threading.Event()
+        event.listen(db.engine, end, self._wait, once=True)
+
+    def _wait(self, *_: object) -> None:
+        self.reached.set()
+        self.go_on.wait(10)
+
+    def leave(self, session: Session) -> None:
+        with suppress(LookupError), self.inside(self.db, session):
+            add(session, "inner")
+            if self.end == "rollback_savepoint":
+                raise LookupError
+
+
+ends = pytest.mark.parametrize("end", ["release_savepoint", "rollback_savepoint"])
+savepoints = pytest.mark.parametrize("inside", [savepoint, own_savepoint])
+
+
+@ends
+@savepoints
+def test_a_use_beside_the_end_of_a_savepoint_is_refused_and_the_transaction_commits(
+    db: SyncDatabase, stored: Stored, inside: Inside, end: str
+) -> None:
+    leaving = Leaving(db, inside, end)
+    with ThreadPoolExecutor(1) as other, db.transaction() as session:
+        left = other.submit(copy_context().run, leaving.leave, session)
+        assert leaving.reached.wait(10)
+        with pytest.raises(errors.ConcurrentUse):
+            add(session, "beside")
+        with pytest.raises(errors.ConcurrentUse), db.savepoint():
+            pass
+        leaving.go_on.set()
+        left.result(10)
+        add(session, "after")
+    assert stored() == ({"inner", "after"} if end == "release_savepoint" else {"after"})
+
+
+@ends
+@savepoints
+def test_a_block_that_ends_beside_the_end_of_a_savepoint_leaves_its_rollback_to_that(
+    db: SyncDatabase, stored: Stored, inside: Inside, end: str
+) -> None:
+    leaving = Leaving(db, inside, end)
+    with ThreadPoolExecutor(1) as other:
+        with pytest.raises(errors.ConcurrentUse), db.transaction() as session:
+            add(session, "lost")
+            left = other.submit(copy_context().run, tried, lambda: leaving.leave(session))
+            assert leaving.reached.wait(10)
+        assert db.engine.pool.checkedout() == 1
+        leaving.go_on.set()
+        own_error_goes_on = end == "rollback_savepoint" and inside is savepoint
+        assert isinstance(left.result(10), type(None) if own_error_goes_on else errors.TransactionEnded)
+    assert stored() == set()
 
 
 @SERVERS

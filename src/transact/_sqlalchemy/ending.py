@@ -127,10 +127,8 @@ def _refusal(unit: Unit) -> ConcurrentUse | TransactionTimeout | None:
 def release(unit: Unit) -> None:
     """End the transaction of a unit that only reads, but not the unit: its next statement begins another one."""
     session = unit.session
-    if session is None or not session.in_transaction() or unit.busy is not None or unit.marked:
+    if session is None or not session.in_transaction() or unit.marked or unit.claim_end() is not None:
         return
-    unit.closing = True
-    unit.busy = (unit.runtime.whoami(), "release", None)
     try:
         with unit.awaiting("release"):
             session.commit()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
-from transact._core.states import ENDED, State
+from transact._core.states import ENDED, Marker, State
 from transact._sqlalchemy.limits import check_deadline
 from transact._sqlalchemy.marking import Marking
 from transact._sqlalchemy.waiting import check_second_connection
@@ -76,6 +78,36 @@ class Guarding(Marking):
         if self.root._own_state in ENDED:
             self.close(None)
             raise self._ended(operation)
+
+    @contextmanager
+    def ending_savepoint(self) -> Iterator[None]:
+        """Claim the session while a savepoint is released or rolled back to.
+
+        Raises ``ConcurrentUse`` while somebody else uses the session, and all of the transaction is then rolled back: nobody
+        can say whether that use belongs to the savepoint. Raises ``TransactionEnded`` as ``enter`` and ``leave`` do.
+        """
+        try:
+            claimed = self.claim_savepoint()
+        except ConcurrentUse as refused:
+            self.root.mark(Marker.PARTICIPANT, cause=refused)
+            raise
+        try:
+            yield
+        finally:
+            if claimed:
+                self.leave()
+
+    def claim_savepoint(self) -> bool:
+        """What ``enter`` does for a use, for the end of a savepoint, which may be rolled back to in any state of it."""
+        me = self.runtime.whoami()
+        if self.busy is not None and self.busy[0] is me:
+            return False
+        if self.closing or self.root._own_state in ENDED:
+            raise self._ended("savepoint")
+        if self.busy is not None:
+            raise self.concurrent_use("savepoint", None)
+        self.busy = (me, "savepoint", None)
+        return True
 
     def claim_end(self) -> ConcurrentUse | None:
         """Claim the session for its COMMIT; or, while it is in use, return what is to be raised instead."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
@@ -156,6 +157,20 @@ def _ending(base: type[Session], name: str) -> Callable[..., Any]:
 
 class _UsersSavepoint(SessionTransaction):
     """What ``session.begin_nested()`` returns in a managed transaction."""
+
+    def commit(self, _to_root: bool = False) -> None:  # noqa: FBT001, FBT002  # SQLAlchemy's signature
+        """Release the savepoint. Raises ``ConcurrentUse`` as a statement does."""
+        with self._ending(_to_root):
+            super().commit(_to_root)
+
+    def rollback(self, _capture_exception: bool = False, _to_root: bool = False) -> None:  # noqa: FBT001, FBT002  # as above
+        """Roll back to the savepoint. Raises ``ConcurrentUse`` as a statement does."""
+        with self._ending(_to_root):
+            super().rollback(_capture_exception, _to_root)
+
+    def _ending(self, whole: bool) -> AbstractContextManager[None]:  # noqa: FBT001  # whether all of the transaction ends
+        unit = None if whole else unit_of(self.session)
+        return nullcontext() if unit is None else unit.ending_savepoint()
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         # SQLAlchemy leaves such a block without a word after a flush that failed in it, though all of it is lost.

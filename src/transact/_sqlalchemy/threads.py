@@ -50,6 +50,11 @@ class SyncUnit(Unit):
         with self._claiming:
             super().leave()
 
+    def claim_savepoint(self) -> bool:
+        """See ``Unit``."""
+        with self._claiming:
+            return super().claim_savepoint()
+
     def claim_end(self) -> ConcurrentUse | None:
         """See ``Unit``."""
         with self._claiming:
