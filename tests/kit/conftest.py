@@ -1,7 +1,7 @@
 """An application, its tables, and a database that is under test."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
@@ -41,8 +41,9 @@ def database(db: Database, transact_database: Callable[..., DatabaseUnderTest]) 
 
 
 @pytest.fixture
-def sync_db(db: Database, database_url: str) -> SyncDatabase:  # the tables come first
-    return SyncDatabase(sync_url(database_url))
+def sync_db(db: Database, database_url: str) -> Iterator[SyncDatabase]:  # the tables come first
+    with SyncDatabase(sync_url(database_url)) as sync_db:
+        yield sync_db
 
 
 async def add(session: AsyncSession, number: int, body: str = "x") -> None:
