@@ -50,6 +50,10 @@ async def serve(url: str, names: Sequence[str], answers: TextIO) -> None:
             match json.loads(line):
                 case {"do": "cost", "name": name, "method": method, "path": path, "requests": requests}:
                     answer((await cost(apps[name], method, path, requests))._asdict())
+                case {"do": "repeat", "name": name, "method": method, "path": path, "requests": requests}:
+                    for _ in range(requests):
+                        await request(apps[name], method, path)
+                    answer({})
                 case {"do": "memory", "name": name, "requests": requests}:
                     answer(await memory(apps[name], requests))
 

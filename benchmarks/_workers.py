@@ -24,14 +24,14 @@ class WorkerError(Exception):
 
 
 class Process:
-    """A process that serves ``variants``, with the Python of ``environment``."""
+    """A process that serves ``variants``, with the Python of ``environment``, run by the command ``under`` if there is one."""
 
-    def __init__(self, variants: Sequence[Variant], url: str, environment: Variant) -> None:
+    def __init__(self, variants: Sequence[Variant], url: str, environment: Variant, under: Sequence[str] = ()) -> None:
         self._lock = Lock()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
         names = [variant.name for variant in variants]
         process = subprocess.Popen(
-            [python_of(environment), "-m", "benchmarks._worker", url, *names],
+            [*under, python_of(environment), "-m", "benchmarks._worker", url, *names],
             cwd=ROOT,
             # No packages of the caller's in the environment of a peer.
             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])},
@@ -42,6 +42,10 @@ class Process:
         assert process.stdin is not None  # noqa: S101  # pipes were asked for
         assert process.stdout is not None  # noqa: S101
         self._process, self._stdin, self._stdout = process, process.stdin, process.stdout
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def ask(self, **command: Any) -> dict[str, Any]:
         with self._lock:

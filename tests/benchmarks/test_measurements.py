@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,7 @@ import psycopg
 import pytest
 from httpx import ASGITransport, AsyncClient
 
-from benchmarks import cpu, memory, round_trips, summary, sync_cpu, sync_standstill, testing
+from benchmarks import cpu, instructions, memory, round_trips, summary, sync_cpu, sync_standstill, testing
 from benchmarks.__main__ import PAGES, _marks, filled, measurements
 from benchmarks._command import with_tables
 from benchmarks._environments import ROOT
@@ -87,6 +88,22 @@ def test_cpu_is_measured_for_every_variant_on_every_route(bench_url):
     assert len(rows) == 2 * len([variant for variant in FEW if variant is not EMPTY])
 
 
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed")
+def test_instructions_are_counted_alike_each_time(bench_url):
+    def counts():
+        report = instructions.report(bench_url, "a server", True)
+        return [
+            float(line.split(" | ")[1].partition(" ·")[0].replace(",", ""))
+            for line in report.splitlines()
+            if " · " in line
+        ]
+
+    first = counts()
+    assert len(first) == 2
+    assert counts() == pytest.approx(first, rel=0.02)
+
+
 def test_an_insert_is_three_round_trips_and_an_unused_session_none(bench_url):
     printed = round_trips.report(bench_url, "a server", True)
     for row in [line.split(" | ") for line in printed.splitlines() if "get_db" in line or "transact" in line]:
@@ -118,8 +135,8 @@ def test_variants_have_processes_of_their_own_and_one_that_dies_says_why(bench_u
         with started(bench_url, [EMPTY, broken], failed) as workers:
             assert list(workers) == [EMPTY]
             assert workers[EMPTY].cost("GET", "/empty", 1).cpu > 0
-            with pytest.raises(WorkerError, match="GET /one answered 404"):
-                workers[EMPTY].cost("GET", "/one", 1)
+            with pytest.raises(WorkerError, match="GET /nowhere answered 404"):
+                workers[EMPTY].cost("GET", "/nowhere", 1)
     assert "No module named 'benchmarks.apps.no_such_module'" in failed[broken]
 
 

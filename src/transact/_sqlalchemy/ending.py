@@ -202,7 +202,8 @@ def _fail_if_hung_up(unit: Unit) -> Connection | None:
     connection = unit.connection
     if connection is None or unit.autocommit or connection.closed or connection.invalidated:
         return None
-    if has_hung_up(connection.connection.driver_connection, connection.info):
+    held = connection.connection
+    if has_hung_up(held, held.info):
         why = f"the server closed the connection of {unit.label!r} before COMMIT was sent"
         lost = connection_lost(connection.dialect.name, why)
         connection.invalidate(lost)

@@ -22,7 +22,7 @@ from transact._sqlalchemy.keys import AUTOCOMMIT, UNIT
 from transact._sqlalchemy.limits import is_over
 from transact._sqlalchemy.liveness import has_hung_up
 from transact._sqlalchemy.modes import modes_of, writing_connection
-from transact._sqlalchemy.plain import AnyEngine, driver_connection, plain_engine
+from transact._sqlalchemy.plain import AnyEngine, plain_engine
 from transact._sqlalchemy.pool import TransactPool, drop_if_read_only, pool_class
 from transact._sqlalchemy.preparing import PostgresBranching
 from transact._sqlalchemy.reading import reading_engine, runs_alone
@@ -220,7 +220,7 @@ def _closing_after_close(runtime: Runtime) -> Callable[[object, ConnectionPoolEn
 
 def _replace_if_hung_up(connection: Any, record: Any, _fairy: object) -> None:
     # A pre-ping would cost every transaction a round trip.
-    if has_hung_up(driver_connection(connection), record.info):
+    if has_hung_up(connection, record.info):
         raise exc.DisconnectionError("the server has closed this connection; the pool makes a new one")
 
 

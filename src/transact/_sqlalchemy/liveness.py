@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy.engine import Connection, Dialect, Engine
 
+from transact._sqlalchemy.plain import driver_connection
 from transact.errors import ConnectionLost, DatabaseError
 from transact.translation import translate
 
@@ -18,19 +19,20 @@ _WATCH = "transact_watch"
 _HUNG_UP = getattr(select, "POLLRDHUP", 0) | getattr(select, "POLLHUP", 0) | getattr(select, "POLLERR", 0)
 
 
-def has_hung_up(driver: Any, info: MutableMapping[Any, Any] | None = None) -> bool:
-    """Whether the other side has closed the connection of ``driver``, as a server does that stops or ends a session.
+def has_hung_up(connection: Any, info: MutableMapping[Any, Any] | None = None) -> bool:
+    """Whether the other side has closed ``connection``, as a server does that stops or ends a session.
 
-    ``info`` is the pool's, of that connection: with it a second look is cheaper. ``False`` also where it cannot be known: no
-    socket is found, or the system has no POLLRDHUP. What then is sent on the connection fails as it would have done.
+    ``info`` is the pool's, of that connection and of no other: with it a second look is cheaper. ``False`` also where it
+    cannot be known: no socket is found, or the system has no POLLRDHUP. What then is sent on the connection fails as it
+    would have done.
     """
     try:
         if info is None:
-            return _watch(driver)()
+            return _watch(driver_connection(connection))()
         watch = info.get(_WATCH)
-        if watch is None or watch[0] is not driver:
-            watch = info[_WATCH] = (driver, _watch(driver))
-        return bool(watch[1]())
+        if watch is None:
+            watch = info[_WATCH] = _watch(driver_connection(connection))
+        return bool(watch())
     except Exception:  # noqa: BLE001  # whatever another version of a driver has there: it is not known
         return False
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import exc
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool
-from sqlalchemy.util.queue import AsyncAdaptedQueue, Empty, Queue
+from sqlalchemy.util.queue import Empty
 
 from transact._core.events import Holder, WaitedForConnection
 from transact._sqlalchemy.closing import ClosingPool
 from transact._sqlalchemy.holding import PLACE, LoopWatch, Watch, place_of
+from transact._sqlalchemy.idle import IdleConnections, IdleConnectionsOfThreads
 from transact._sqlalchemy.keys import READ_ONLY
 from transact._sqlalchemy.limits import check_deadline, time_left
 from transact._sqlalchemy.line import Line, Place
@@ -41,24 +42,6 @@ class PoolTimedOut(PoolTimeout, exc.TimeoutError):
 # Tracebacks and logs show the name that the program can import and catch.
 PoolTimedOut.__name__ = PoolTimedOut.__qualname__ = "PoolTimeout"
 PoolTimedOut.__module__ = PoolTimeout.__module__
-
-
-class _Queue(AsyncAdaptedQueue[Any]):
-    """Those who come here have a place: there is a connection, or room to make one.
-
-    To wait here would not be fair, and waits for a connection to come back also when there is room for a new one, as after
-    a connect that failed.
-    """
-
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: ARG002, FBT001, FBT002  # SQLAlchemy's
-        return self.get_nowait()
-
-
-class _ThreadQueue(Queue[Any]):
-    """The same between threads."""
-
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: ARG002, FBT001, FBT002  # as above
-        return super().get(block=False)
 
 
 class TransactPool(QueuePool):
@@ -232,14 +215,14 @@ class TransactPool(QueuePool):
 class AsyncTransactPool(TransactPool, ClosingPool):
     """The pool of an async engine."""
 
-    _queue_class = _Queue
+    _queue_class = IdleConnections
     _watch_class = LoopWatch
 
 
 class ThreadTransactPool(TransactPool):
     """The pool of a plain engine."""
 
-    _queue_class = _ThreadQueue
+    _queue_class = IdleConnectionsOfThreads
 
 
 def pool_class(runtime: Runtime) -> type[TransactPool]:

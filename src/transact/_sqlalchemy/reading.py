@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy.engine import Connection, CursorResult, NestedTransaction, RootTransaction
+from sqlalchemy.engine import Connection, CursorResult, Engine, NestedTransaction, RootTransaction
 
 from transact._sqlalchemy.keys import READ_ONLY, STATEMENTS
 from transact._sqlalchemy.modes import Mode
@@ -49,6 +49,11 @@ def reading_engine(engine: AnyEngine) -> Any:
     return made
 
 
+def has_events(engine: Engine) -> bool | None:
+    """For ``Connection``: ``False`` where nobody listens to ``engine``, so that it need not get ready for that."""
+    return None if engine._has_events or Connection._has_events else False
+
+
 def runs_alone(unit: Unit) -> bool:
     """Whether the statement that runs now, if one does, is a transaction of its own."""
     return unit.reads_alone and (unit.reader is None or not unit.reader.holds)
@@ -69,7 +74,8 @@ def run_alone(unit: Unit, function: Callable[..., Any], *args: Any, **kwargs: An
         return _run_beside(writer, unit, function, *args, **kwargs)
     runtime = unit.runtime
     # Without the transaction that SQLAlchemy would keep in its own books, and of which the server hears nothing.
-    connection = Connection(plain_engine(runtime.reading_engine), _allow_autobegin=False)
+    engine = plain_engine(runtime.reading_engine)
+    connection = Connection(engine, _has_events=has_events(engine), _allow_autobegin=False)
     unit.began(connection)
     try:
         return function(connection, *args, **kwargs)
@@ -113,7 +119,8 @@ class Reader(Connection):
         self._unit = unit
         self._open_results: list[CursorResult[Any]] = []
         self._kept = False
-        super().__init__(plain_engine(unit.runtime.reading_engine), cast("Any", _ABSENT))
+        engine = plain_engine(unit.runtime.reading_engine)
+        super().__init__(engine, cast("Any", _ABSENT), _has_events=has_events(engine))
         self._dbapi_connection = None  # as of a connection that was invalidated: SQLAlchemy may get another
 
     @property
