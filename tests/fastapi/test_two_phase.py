@@ -166,6 +166,22 @@ async def test_a_commit_whose_answer_is_lost_after_all_are_prepared_is_done_on_a
     assert place.where() == ["notes", "ledger"]
 
 
+@pytest.mark.parametrize("name", ENGINES)
+async def test_a_commit_that_is_refused_after_all_are_prepared_is_done_on_another_connection(place, name):
+    place.proxies[name].garble(Step.PREPARED_COMMIT_SENT)
+    assert (await place.post()).status_code == 200
+    assert place.proxies[name].struck.is_set()
+    assert place.where() == ["notes", "ledger"]
+
+
+@pytest.mark.parametrize("name", ENGINES)
+async def test_a_prepare_that_is_refused_leaves_nothing(place, name):
+    place.proxies[name].garble(Step.PREPARE_SENT)
+    assert (await place.post()).status_code == 500
+    assert place.proxies[name].struck.is_set()
+    assert place.where() == place.prepared() == []
+
+
 @pytest.mark.parametrize(("step", "status"), [(Step.PREPARE_SENT, 503), (Step.PREPARE_ANSWERED, 200)])
 async def test_a_last_prepare_whose_answer_is_lost_is_asked_after_and_decides(place, step, status):
     place.proxies["ledger"].set_trap(step, Fault.RESET)

@@ -186,20 +186,39 @@ async def test_savepoints_and_blocks_of_a_request_do_what_they_do_without_it(pla
     assert place.stored()["ledger"] == ["a", "b", "c", "d"]
 
 
-async def test_a_block_of_its_own_inside_a_request_commits_by_itself(place):
-    def block(notes: Session, session: Session, word: str, after: str | None) -> None:
-        notes.add(Word(word="a"))
-        session.add(Word(word="a"))
-        session.flush()
-        with place.databases["ledger"].transaction(propagation=transact.Propagation.REQUIRES_NEW) as other:
-            other.add(Word(word="own"))
-        raise RuntimeError
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_block_of_its_own_inside_a_request_commits_by_itself(urls, kind):
+    async with placed(urls, KINDS[kind]) as place:
+        notes, ledger = place.databases.values()
+        apart = {"propagation": transact.Propagation.REQUIRES_NEW}
+        if kind == "sync":
 
-    if isinstance(place.databases["ledger"], Database):
-        pytest.skip("a block of an async database cannot be entered from plain code")
-    place.route("/block", block)
-    assert (await place.post("/block")).status_code == 500
-    assert place.stored() == {"notes": [], "ledger": ["own"]}
+            @place.app.post("/block")
+            def plain(one: Annotated[Session, notes.session()], other: Annotated[Session, ledger.session()]) -> None:
+                for session in (one, other):
+                    session.add(Word(word="a"))
+                    session.flush()
+                with ledger.transaction(**apart) as own:
+                    own.add(Word(word="own"))
+                raise RuntimeError
+
+        else:
+
+            @place.app.post("/block")
+            async def route(
+                one: Annotated[AsyncSession, notes.session()], other: Annotated[AsyncSession, ledger.session()]
+            ) -> None:
+                for session in (one, other):
+                    session.add(Word(word="a"))
+                    await session.flush()
+                async with ledger.transaction(**apart) as own:
+                    own.add(Word(word="own"))
+                raise RuntimeError
+
+        assert (await place.post("/block")).status_code == 500
+        assert place.stored() == {"notes": [], "ledger": ["own"]}
+        assert Step.COMMIT_SENT in place.proxies["ledger"].passed
+        assert Step.PREPARE_SENT not in place.proxies["ledger"].passed
 
 
 async def test_a_statement_that_ends_transactions_is_refused(place):
@@ -308,6 +327,23 @@ async def test_a_commit_whose_answer_is_lost_after_all_are_prepared_is_done_on_a
     assert (await place.post()).status_code == 200
     assert place.proxies[name].struck.is_set()
     assert place.where() == BOTH
+
+
+@pytest.mark.parametrize("name", BOTH)
+async def test_a_commit_that_is_refused_after_all_are_prepared_is_done_on_another_connection(place, name):
+    """While the first is open, only that could end what it has prepared on MariaDB."""
+    place.proxies[name].garble(Step.PREPARED_COMMIT_SENT)
+    assert (await place.post()).status_code == 200
+    assert place.proxies[name].struck.is_set()
+    assert place.where() == ["notes", "ledger"]
+
+
+@pytest.mark.parametrize("name", BOTH)
+async def test_a_prepare_that_is_refused_leaves_nothing(place, name):
+    place.proxies[name].garble(Step.PREPARE_SENT)
+    assert (await place.post()).status_code == 500
+    assert place.proxies[name].struck.is_set()
+    assert place.where() == place.prepared() == []
 
 
 @pytest.mark.parametrize(("step", "status"), [(Step.PREPARE_SENT, 503), (Step.PREPARE_ANSWERED, 200)])

@@ -1,6 +1,7 @@
 """A TCP proxy between a driver and its server that breaks the connection at a chosen step of a transaction."""
 
 import asyncio
+import re
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
@@ -76,7 +77,7 @@ class Link:
                 continue
             if step is not None and not message.parses:
                 self._awaits = self._awaits or ANSWERS.get(step)
-            await self._pass(message.raw, server)
+            await self._pass(self._proxy.garbled(step, message.raw), server)
 
     async def _downwards(self, server: asyncio.StreamReader) -> None:
         while True:
@@ -152,6 +153,7 @@ class Proxy:
         self.passed: list[object] = []
         self.round_trips = 0
         self._trap: Trap | None = None
+        self._garbles: Step | None = None
         self._dark = False
         self._links: dict[Link, asyncio.Task[None] | None] = {}
         self._server: asyncio.Server | None = None
@@ -185,6 +187,19 @@ class Proxy:
             return None
         trap, self._trap = self._trap, None
         return trap
+
+    def garble(self, step: Step) -> None:
+        """Let the server refuse the next COMMIT or PREPARE of ``step``, which it cannot read; the connection stays."""
+        self.struck.clear()
+        self._garbles = step
+
+    def garbled(self, step: Step | None, raw: bytes) -> bytes:
+        """What the server gets of a statement."""
+        if step is None or step is not self._garbles:
+            return raw
+        self._garbles = None
+        self.struck.set()
+        return re.sub(rb"(COMMI|PREPAR)[TE]", rb"\1X", raw, count=1)
 
     async def reach(self, step: Step) -> None:
         """The test itself has come to a step: what is trapped there happens to every connection."""

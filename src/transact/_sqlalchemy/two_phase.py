@@ -56,8 +56,8 @@ def prepare(part: Part) -> None:
         if unit.root.state is State.ENDING:  # and not the flush has failed
             doubtful = part.branching.doubts or answer_is_lost(unit, failed)
             part.stage = Stage.IN_DOUBT if doubtful else Stage.ENDED
-            if doubtful and not (connection.closed or connection.invalidated):
-                connection.invalidate(failed)  # what it may still be doing has an end, and it is known when that is
+            if doubtful:
+                _throw_away(connection, failed)  # what it may still be doing has an end, and it is known when that is
         raise
     finally:
         unit.busy = None
@@ -92,6 +92,8 @@ def commit(part: Part) -> None:
                 unguarded(session).commit(session)
         except BaseException as error:  # noqa: BLE001  # raised below, unless it can be done after all
             failed = error
+            if part.stage is not Stage.ENDED and unit.connection is not None:
+                _throw_away(unit.connection, error)  # on MariaDB nobody else can end it while that is open
         finally:
             unit.busy = None
     in_place = part.stage is Stage.ENDED
@@ -126,6 +128,11 @@ def leave(part: Part, failed: BaseException) -> None:
     unit = part.unit
     unit.close(State.UNKNOWN, throw_away=True)
     unit.emit(events.OutcomeUnknown, seconds=unit.seconds, cause=failed)
+
+
+def _throw_away(connection: Connection, failed: BaseException) -> None:
+    if not (connection.closed or connection.invalidated):
+        connection.invalidate(failed)
 
 
 def _resolver(part: Part) -> Engine:
