@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
+from sqlalchemy.util import greenlet_spawn
 
 import transact
 from tests.engines import observe
@@ -305,6 +306,71 @@ def _deadlock(url: str, ready: threading.Event, blocked: threading.Event) -> Non
         rival.execute("COMMIT")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("options", "statement", "expected"),
+    [
+        ({"lock_timeout": 1}, "UPDATE words SET after = '' WHERE word = 'x'", (503, "lock-timeout")),
+        ({"timeout": 1}, "SELECT SLEEP(5)", (504, "transaction-timeout")),
+        ({"isolation": transact.Isolation.READ_COMMITTED, "timeout": 20}, "SELECT 1", (200, None)),
+    ],
+)
+async def test_limits_and_levels_hold_in_two_phases_and_leave_nothing_to_the_next(
+    urls, kind, options, statement, expected
+):
+    async with placed(urls, KINDS[kind]) as place:
+        own = "SELECT @@tx_isolation, @@max_statement_time, @@innodb_lock_wait_timeout, @@in_transaction"
+        held = place.observers["ledger"]
+        status, code = expected
+        settings = held.rows(own)
+        held.execute("INSERT INTO words (word) VALUES ('x')")
+        notes, ledger = place.databases.values()
+        seen: list[str] = []
+
+        def body(one: Session, other: Session) -> None:
+            one.add(Word(word="a"))
+            other.add(Word(word="a"))
+            other.flush()
+            seen.append(other.scalar(text("SELECT @@tx_isolation")))
+            other.execute(text(statement))
+
+        if kind == "sync":
+
+            @place.app.post("/limited")
+            def plain(
+                one: Annotated[Session, notes.session()], other: Annotated[Session, ledger.session(**options)]
+            ) -> None:
+                body(one, other)
+
+        else:
+
+            @place.app.post("/limited")
+            async def route(
+                one: Annotated[AsyncSession, notes.session()], other: Annotated[AsyncSession, ledger.session(**options)]
+            ) -> None:
+                await greenlet_spawn(body, one.sync_session, other.sync_session)
+
+        held.execute("START TRANSACTION")
+        held.execute("UPDATE words SET after = 'held' WHERE word = 'x'")
+        answer = await place.post("/limited")
+        held.execute("ROLLBACK")
+        assert answer.status_code == status
+        assert code is None or answer.json()["code"] == code
+        assert seen == ["READ-COMMITTED" if "isolation" in options else "REPEATABLE-READ"]
+        stored = {"notes": [], "ledger": ["x"]} if code else {"notes": ["a"], "ledger": ["a", "x"]}
+        assert place.stored() == stored
+        if kind == "sync":
+            assert await asyncio.to_thread(_asked, ledger, own) == settings
+        else:
+            async with ledger.engine.connect() as connection:
+                assert [tuple((await connection.exec_driver_sql(own)).one())] == settings
+
+
+def _asked(db: SyncDatabase, sql: str) -> list[Any]:
+    with db.engine.connect() as connection:
+        return [tuple(connection.exec_driver_sql(sql).one())]
+
+
 async def test_in_a_test_of_the_application_nothing_is_prepared(place, transact_database):
     tested = Place(place.urls, place.observers)
     for db in place.direct:
@@ -344,6 +410,14 @@ async def test_a_prepare_that_is_refused_leaves_nothing(place, name):
     assert (await place.post()).status_code == 500
     assert place.proxies[name].struck.is_set()
     assert place.where() == place.prepared() == []
+
+
+async def test_an_interruption_that_comes_too_late_for_prepare_does_not_tear_the_parts_asunder(place):
+    """A server that is told to stop a statement may say that it did when all of it was done."""
+    place.proxies["ledger"].deny(Step.PREPARE_ANSWERED)
+    assert (await place.post()).status_code == 200
+    assert place.proxies["ledger"].struck.is_set()
+    assert place.where() == BOTH
 
 
 @pytest.mark.parametrize(("step", "status"), [(Step.PREPARE_SENT, 503), (Step.PREPARE_ANSWERED, 200)])
@@ -644,7 +718,15 @@ async def test_a_server_that_is_refused_is_told_at_start_up_and_stores_nothing_h
         await place.databases["ledger"].engine.dispose() if kind == "async" else place.databases[
             "ledger"
         ].engine.dispose()
+        caught: list[Exception] = []
+
+        @place.app.exception_handler(errors.ConfigurationError)
+        def handle(request: Request, error: Exception) -> JSONResponse:
+            caught.append(error)
+            return JSONResponse("no", 500)
+
         assert (await place.post()).status_code == 500
+        assert "MariaDB from 10.5 on" in str(caught[0])
         assert place.where() == []
         assert (await place.post("/only?word=ledger")).status_code == 200
         assert place.where() == ["ledger"]

@@ -11,7 +11,7 @@ from enum import Enum
 
 from sqlalchemy.engine import make_url
 
-from tests.faults.wire import ANSWERS, WIRES, Message, Step, Wire, step_of
+from tests.faults.wire import ANSWERS, WIRES, Message, Step, Wire, interrupted, step_of
 
 LATENCY = 0.02
 _PORTS = {"postgresql": 5432, "mysql": 3306}
@@ -92,7 +92,7 @@ class Link:
             return b""
         self._awaits = None
         held, self._held = self._held, b""
-        return held if await self._comes_to(step) else b""
+        return self._proxy.denied(step, held) if await self._comes_to(step) else b""
 
     async def _pass(self, raw: bytes, to: asyncio.StreamWriter) -> None:
         if raw and not self.dark:
@@ -154,6 +154,7 @@ class Proxy:
         self.round_trips = 0
         self._trap: Trap | None = None
         self._garbles: Step | None = None
+        self._denies: Step | None = None
         self._dark = False
         self._links: dict[Link, asyncio.Task[None] | None] = {}
         self._server: asyncio.Server | None = None
@@ -192,6 +193,19 @@ class Proxy:
         """Let the server refuse the next COMMIT or PREPARE of ``step``, which it cannot read; the connection stays."""
         self.struck.clear()
         self._garbles = step
+
+    def deny(self, step: Step) -> None:
+        """Let the client of MySQL be told that the statement of ``step`` was interrupted, when it has succeeded."""
+        self.struck.clear()
+        self._denies = step
+
+    def denied(self, step: Step, raw: bytes) -> bytes:
+        """What the client gets of an answer."""
+        if step is not self._denies:
+            return raw
+        self._denies = None
+        self.struck.set()
+        return interrupted(raw)
 
     def garbled(self, step: Step | None, raw: bytes) -> bytes:
         """What the server gets of a statement."""

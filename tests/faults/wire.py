@@ -142,4 +142,10 @@ class MysqlWire:
         return head + await reader.readexactly(int.from_bytes(head[:3], "little"))
 
 
+def interrupted(answer: bytes) -> bytes:
+    """What MySQL answers to an interrupted statement, in place of ``answer``: ERR_Packet, ER_QUERY_INTERRUPTED."""
+    body = b"\xff" + (1317).to_bytes(2, "little") + b"#70100Query execution was interrupted"
+    return len(body).to_bytes(3, "little") + answer[3:4] + body
+
+
 WIRES: dict[str, type[PostgresWire | MysqlWire]] = {"postgresql": PostgresWire, "mysql": MysqlWire}
