@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Annotated, Any
 
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.responses import JSONResponse
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -62,6 +62,13 @@ def _routes(place: Place) -> None:
 
     place.route("/do", do)
     place.route("/only", only)
+
+
+@pytest.fixture
+def another(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database of another application, called the same."""
+    with urls_of(request.config, {"notes": ENGINES["notes"]}, tmp_path) as found:
+        yield found["notes"]
 
 
 @pytest.fixture
@@ -479,13 +486,13 @@ async def _prepared(db: Any) -> list[transact.Prepared]:
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_what_only_mariadb_still_holds_is_not_resolved_without_all_databases_of_the_application(place):
+async def test_what_only_mariadb_still_holds_is_not_resolved_without_all_databases_of_the_application(place, another):
     """Committed alone, it would leave a part that it forgot without the one that decides."""
     place.proxies["ledger"].set_trap(Step.PREPARED_COMMIT_SENT, Fault.DOWN)
     await place.post()
     assert place.prepared() == ["ledger"]
     notes, ledger = place.direct
-    stranger = type(notes)(url_of(place.urls["notes"], type(notes)), two_phase=True, name="another")
+    stranger = type(notes)(url_of(another, type(notes)), two_phase=True, name=notes.name)
     for passed in ((ledger,), (ledger, ledger), (stranger, ledger)):
         [left] = await transact.resolve_prepared(*passed, older_than=0)
         assert (left.outcome, left.why) == (Outcome.UNKNOWN, "not all of its 2 databases were passed")
@@ -654,6 +661,46 @@ async def test_resolving_that_fails_midway_leaves_the_last_prepared_for_the_next
     assert place.where() == BOTH
 
 
+# Who takes part.
+
+
+async def test_databases_that_were_away_when_the_application_started_are_asked_later(place):
+    for db in place.databases.values():
+        db._runtime.fingerprint = None
+    assert (await place.post()).status_code == 200
+    assert place.where() == BOTH
+    assert place.databases["notes"]._runtime.fingerprint is not None
+
+
+async def test_while_a_database_has_never_been_there_mariadb_alone_is_stored(place):
+    notes = place.databases["notes"]
+
+    def alone(one: Session, other: Session, word: str, after: str | None) -> None:
+        other.add(Word(word="alone"))
+
+    notes._runtime.fingerprint = None
+    place.proxies["notes"].refuse()
+    place.route("/alone", alone)
+    assert (await place.post("/alone")).status_code == 200
+    assert place.stored() == {"notes": [], "ledger": ["alone"]}
+    assert notes._runtime.fingerprint is None
+    place.observers["ledger"].execute("DELETE FROM words")
+    await place.proxies["notes"].heal()
+    assert (await place.post()).status_code == 500  # asked a moment ago, in vain
+    assert place.where() == []
+    notes._runtime.introduces_itself_after = 0.0
+    assert (await place.post()).status_code == 200
+    assert place.where() == BOTH
+
+
+async def test_a_database_that_has_become_another_is_noticed_before_anything_is_prepared(place):
+    place.databases["notes"]._runtime.fingerprint = "0" * 16
+    assert (await place.post()).status_code == 500
+    assert place.where() == place.passed(Step.PREPARE_SENT) == []
+    assert (await place.post()).status_code == 200
+    assert place.where() == BOTH
+
+
 # What cannot work.
 
 
@@ -681,13 +728,6 @@ async def test_two_mariadb_databases_that_have_both_written_store_nothing(two_ma
             assert (await place.post(f"/only?word={name}")).status_code == 200
             assert place.where() == [name]
             place.observers[name].execute("DELETE FROM words")
-
-
-def test_databases_that_are_found_by_their_names_have_different_ones(urls):
-    app = FastAPI()
-    Database(urls["notes"], two_phase=True).install(app)
-    with pytest.raises(errors.ConfigurationError, match="each needs a name="):
-        Database(urls["ledger"], two_phase=True).install(app)
 
 
 @pytest.mark.parametrize(

@@ -35,9 +35,9 @@ on a server that has not started again. To be asked in this order: whether the c
 transaction is prepared. What was on its way has arrived by then, or never will.
 
 - Rolling back, its connection has to be thrown away, or others that are left would wait for as long as the pool keeps it.
-- Its own name (``Xid``) cannot tell who takes part. It tells who *may*: all databases of the application, by their names.
-  Where nothing else is found prepared, all of these have to be looked at before it is committed, or one that was left out
-  would find branch ``n`` neither prepared nor open, and be rolled back.
+- Its own name (``Xid``) cannot tell who takes part. It tells who *may*: all databases of the application. Where nothing else
+  is found prepared, all of these have to be looked at before it is committed, or one that was left out would find branch ``n``
+  neither prepared nor open, and be rolled back.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Xid:
     """What MariaDB knows a transaction by, from its beginning on; ``str()`` of it is how XA statements write it.
 
     - ``global_id``: becomes that of the whole transaction, if it is prepared.
-    - ``of``: how many databases may take part; ``group``: ``group_of`` their names.
+    - ``of``: how many databases may take part; ``group``: ``group_of`` these.
     - ``decider``: ``fingerprint`` of its own database.
     - ``began``: when it was begun, in seconds since 1970, by the clock of the program.
     - ``database``: the ``name`` of the ``Database``, for people.
@@ -154,18 +154,18 @@ def fingerprint(*facts: str) -> str:
     return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
 
 
-def group_of(members: Iterable[str]) -> str:
-    """What stands for the databases of one transaction, in whatever order: their fingerprints, or their names."""
-    return fingerprint(*sorted(members))
+def group_of(fingerprints: Iterable[str]) -> str:
+    """What stands for the databases of one transaction, in whatever order."""
+    return fingerprint(*sorted(fingerprints))
 
 
-def members(branch: Branch | Xid, known_by: Sequence[str]) -> tuple[int, ...] | None:
-    """Which of the databases ``known_by`` their fingerprints, or for an ``Xid`` by their names, are those of the transaction.
+def members(branch: Branch | Xid, fingerprints: Sequence[str]) -> tuple[int, ...] | None:
+    """Which of the databases with these ``fingerprints`` are those of the transaction, or for an ``Xid`` may be.
 
     ``None`` if one is not among them.
     """
-    for chosen in combinations(range(len(known_by)), branch.of):
-        if group_of(known_by[i] for i in chosen) == branch.group:
+    for chosen in combinations(range(len(fingerprints)), branch.of):
+        if group_of(fingerprints[i] for i in chosen) == branch.group:
             return chosen
     return None
 

@@ -33,13 +33,15 @@ class Stock(NamedTuple):
     """What the server says of an open transaction.
 
     ``transaction`` is what the other branches will know it by, ``None`` where nothing was written. ``refusal``: why it cannot
-    be prepared. ``xid``: the name that it was begun under, where it has one since then.
+    be prepared. ``xid``: the name that it was begun under, where it has one since then, and ``among`` the fingerprints of all
+    that this says may take part.
     """
 
     fingerprint: str
     transaction: str | None
     refusal: str | None = None
     xid: Xid | None = None
+    among: frozenset[str] = frozenset()
 
 
 class Part:

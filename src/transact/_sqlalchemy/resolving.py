@@ -82,6 +82,11 @@ class _Place(NamedTuple):
             return await greenlet_spawn(function, engine, *arguments)
         return await asyncio.to_thread(function, engine, *arguments)
 
+    async def introduce(self) -> str:
+        """Ask who the server is."""
+        found = self.runtime.fingerprint = await self.call(self.branching.look_at_server)
+        return found
+
 
 def branching_of(runtime: Runtime) -> Branching:
     """How the engine of the database prepares. Raises ``UsageError`` if it prepares nothing."""
@@ -105,8 +110,7 @@ async def check_server(runtime: Runtime) -> None:
     if runtime.resolver is not None:
         with contextlib.suppress(DatabaseError, TimeoutError):
             async with asyncio.timeout(_PATIENCE):
-                place = _Place(runtime, "")
-                await place.call(place.branching.look_at_server)
+                await _Place(runtime, "").introduce()
 
 
 def list_prepared(runtime: Runtime) -> list[Prepared]:
@@ -125,11 +129,10 @@ def _number(branch: Branch | Xid) -> int:
 async def resolve_prepared(*databases: HasRuntime, older_than: float = 60.0) -> list[Resolved]:
     """End what crashes left prepared in ``databases``: commit it if all of it was prepared, else roll it back.
 
-    Pass all databases of the application, of both kinds, each under the name that the application gives it. A transaction is
-    left as it is (``Outcome.UNKNOWN``) if one of its databases was not passed or does not answer, if it was prepared less than
-    ``older_than`` seconds ago, or if a part of it may still be prepared. Running requests are safe at any ``older_than``: what
-    is prepared everywhere they commit too, and what is not is left alone while its transaction is open. But a request that
-    ends in the usual way needs no help.
+    Pass all databases of the application, of both kinds. A transaction is left as it is (``Outcome.UNKNOWN``) if one of its
+    databases was not passed or does not answer, if it was prepared less than ``older_than`` seconds ago, or if a part of it
+    may still be prepared. Running requests are safe at any ``older_than``: what is prepared everywhere they commit too, and
+    what is not is left alone while its transaction is open. But a request that ends in the usual way needs no help.
 
     It may run in several processes at once, and again after a crash of its own. Returns one ``Resolved`` for each
     transaction that it found. Raises ``UsageError`` for a database without ``two_phase=True``, and what keeps it from
@@ -138,7 +141,7 @@ async def resolve_prepared(*databases: HasRuntime, older_than: float = 60.0) -> 
     places = []
     for database in databases:
         place = _Place(database._runtime, "")
-        places.append(place._replace(fingerprint=await place.call(place.branching.look_at_server)))
+        places.append(place._replace(fingerprint=await place.introduce()))
     found: dict[str, dict[str, Listed]] = {}
     for place in places:
         for each in await place.call(place.branching.listed):
@@ -171,7 +174,7 @@ def _best_informed(parts: Iterable[Listed]) -> Branch | Xid:
 def _together(places: Sequence[_Place], branch: Branch | Xid) -> Sequence[_Place]:
     """Where the transaction may have parts; nowhere if not all of it was passed."""
     if isinstance(branch, Xid):
-        return places if members(branch, [place.runtime.name for place in places]) is not None else ()
+        return places if members(branch, list({place.fingerprint for place in places})) is not None else ()
     chosen = members(branch, [place.fingerprint for place in places])
     return [places[i] for i in chosen or ()]
 

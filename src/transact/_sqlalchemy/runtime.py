@@ -75,6 +75,8 @@ class Runtime:
         self.verifier: AsyncEngine | None = None  # makes connections to ask what became of a COMMIT
         self.resolver: AsyncEngine | None = None  # and to end what is prepared: it commits in two phases
         self.branching: Branching | None = None  # and in this way
+        self.fingerprint: str | None = None  # and this is who the server is, once it has told
+        self.introduces_itself_after = 0.0
         self._session_class = session_class
         # A session class may bring a plain session class of its own, as SQLModel's does; only an instance tells which.
         self._sync_class = guarded(type(plain_session(session_class())))  # type: ignore[arg-type]  # classes are hashable

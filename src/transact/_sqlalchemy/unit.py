@@ -43,7 +43,7 @@ class Unit(Guarding):
     that joined; ``enforced`` is whether its connection is watched for that. ``reads_alone`` is a unit whose statements read
     one by one, without a transaction, and ``reader`` what its session takes for a connection. ``awaits`` is the statement
     that ends something and whose answer is due, and since when; ``answered`` whether COMMIT has been answered. ``together``
-    names the databases that it may be prepared with, if with any.
+    is of all databases that it may be prepared with, if with any.
     """
 
     __slots__ = (
@@ -96,7 +96,7 @@ class Unit(Guarding):
         self.deadline_timer: Timer | None = None
         self.awaits: tuple[str, float] | None = None
         self.answered = False
-        self.together: tuple[str, ...] = ()
+        self.together: tuple[Runtime, ...] = ()
         self.savepoints = {}
         self._users_savepoints = {}
         self.root = Transaction(self, None, kind="root", options=options, label=None, state=state)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +21,7 @@ from sqlalchemy.engine import Connection, Dialect, Engine
 
 from transact._core.branches import Branch, Verdict, Xid, fingerprint, group_of, verdict
 from transact._sqlalchemy.branching import Listed, Part, Stage, Stock
+from transact._sqlalchemy.introducing import introduced
 from transact._sqlalchemy.keys import READ_ONLY, STATEMENTS
 from transact._sqlalchemy.liveness import connected
 from transact._sqlalchemy.modes import TOLD
@@ -39,6 +40,10 @@ _NOT_FOUND = 1397
 """What MariaDB says of a name that nothing is prepared under, and of one that hangs on another connection."""
 _CANNOT_END = frozenset({1397, 1399, 1402, 1613, 1614})
 """What it says to XA END where there is nothing to end any more: it has rolled back by itself."""
+_STRANGERS = (
+    "two_phase=True: when the transaction on MariaDB began, a server of the application's other databases was not there yet, "
+    "so its name could not say which they are. Nothing is stored; try again"
+)
 _SAME_START = 3
 """Seconds by which two reports of the server's start may differ. In doubt a transaction is taken to be open."""
 _SINCE = (10, 5)
@@ -64,12 +69,16 @@ _STATUS = text(f"SELECT @@read_only, {_STARTED}, {_IS_OPEN.format(':connection')
 
 
 class _Open:
-    """An XA transaction on a connection. ``part`` is set when it is about to be prepared, and what it is then decided."""
+    """An XA transaction on a connection. ``part`` is set when it is about to be prepared, and what it is then decided.
 
-    __slots__ = ("part", "xid")
+    ``among``: the fingerprints of all databases that may take part.
+    """
 
-    def __init__(self, xid: Xid) -> None:
+    __slots__ = ("among", "part", "xid")
+
+    def __init__(self, xid: Xid, among: frozenset[str]) -> None:
         self.xid = xid
+        self.among = among
         self.part: Part | None = None
 
 
@@ -98,14 +107,12 @@ class XaBranching:
         open_: _Open | None = connection.info.get(_XA)
         facts = _facts(connection)
         if open_ is None:
-            return Stock(
-                facts.fingerprint, "0", facts.refusal or "two_phase=True: the transaction was begun without XA"
-            )
+            return Stock(facts.fingerprint, "0", facts.refusal or _STRANGERS)
         number, started, written = connection.execute(_LOOK).one()
         transaction = f"{number}-{int(started)}" if written else None
         # A session's clock that was set back would make the server look as if it had started again.
         strange = "two_phase=True: SET timestamp hides when the MariaDB server has started" if started <= 0 else None
-        return Stock(open_.xid.decider, transaction, strange, open_.xid)
+        return Stock(open_.xid.decider, transaction, strange, open_.xid, open_.among)
 
     def prepare(self, connection: Connection, part: Part) -> None:
         """See ``Branching``."""
@@ -222,15 +229,26 @@ def _begin(runtime: Runtime, connection: Connection) -> None:
     unit = runtime.asking.get(runtime.whoami())
     options = connection.get_execution_options()
     reads = options.get(STATEMENTS) or options.get(READ_ONLY)
-    names = unit.together if unit is not None and not reads and runtime.resolver is not None else ()
-    if not names or (facts := _facts(connection)).refusal is not None:
+    together = unit.together if unit is not None and not reads and runtime.resolver is not None else ()
+    among = _among(runtime, together, _facts(connection)) if together else None
+    if among is None:
         begin(connection)
         return
-    xid = Xid(uuid.uuid4().hex, len(names), group_of(names), facts.fingerprint, int(time.time()), runtime.name)
-    connection.info[_XA] = _Open(xid)
+    own = _facts(connection).fingerprint
+    xid = Xid(uuid.uuid4().hex, len(among), group_of(among), own, int(time.time()), runtime.name)
+    connection.info[_XA] = _Open(xid, among)
     told = connection.info.get(TOLD)  # it reads unless it is told otherwise
     access = f"SET TRANSACTION READ {'ONLY' if told[0] else 'WRITE'}; " if told is not None else ""
     connection.exec_driver_sql(f"BEGIN NOT ATOMIC {access}XA START {xid}; SET {_BEFORE} = {_WRITTEN}; END")
+
+
+def _among(runtime: Runtime, together: Iterable[Runtime], facts: _Facts) -> frozenset[str] | None:
+    """Who may take part, itself included; ``None`` if that cannot be told, or it cannot itself."""
+    if facts.refusal is not None:
+        return None
+    others = [introduced(runtime, other) for other in together if other is not runtime]
+    found = [facts.fingerprint, *(other for other in others if other is not None)]
+    return frozenset(found) if len(found) > len(others) else None
 
 
 def _ending(plain: Callable[[Any], None], end: Callable[[Any, _Open], None]) -> Callable[[Any], None]:

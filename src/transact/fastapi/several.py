@@ -40,8 +40,7 @@ _INSTALLED: WeakKeyDictionary[Any, list[_Installed]] = WeakKeyDictionary()
 def middleware_for(application: Any, database: Installable, veto: Veto) -> type[TransactMiddleware]:
     """Note that ``database`` is installed in ``application``; return the middleware that it needs there.
 
-    Raises ``ConfigurationError`` if it commits in two phases, and those before it do not, or the other way round, and for two
-    of one name where names are what they are found by.
+    Raises ``ConfigurationError`` if it commits in two phases, and those before it do not, or the other way round.
     """
     installed = _INSTALLED.setdefault(application, [])
     for other, _ in installed:
@@ -51,18 +50,8 @@ def middleware_for(application: Any, database: Installable, veto: Veto) -> type[
                 f"database {with_it.name!r} has two_phase=True and {without.name!r} has not: of one application either all "
                 "databases have it or none, since one that only commits could be left with its part when others have failed"
             )
-        _check_names(database, other)
     installed.append(_Installed(database, veto))
     return TransactMiddleware if len(installed) == 1 else SeveralMiddleware
-
-
-def _check_names(database: Installable, other: Installable) -> None:
-    named = (each._runtime.branching for each in (database, other))
-    if database.name == other.name and any(branching is not None and branching.decides for branching in named):
-        raise ConfigurationError(
-            f"two databases with two_phase=True are called {database.name!r}: beside one on MariaDB each needs a name= of its "
-            "own, by which it is found after a crash"
-        )
 
 
 def _any_veto(together: Sequence[_Installed], status: int, headers: Mapping[str, str]) -> bool:
@@ -110,7 +99,7 @@ class _SeveralRequest(_Request):
     def _new_units(self) -> SeveralUnits:
         held = self._scope[SCOPE_KEY]
         self._each = []
-        together = tuple(each.database.name for each in self._together if each.database._two_phase)
+        together = tuple(each.database._runtime for each in self._together if each.database._two_phase)
         for database, _ in self._together:
             units = held[database] = database._new_units(self._scope)
             if len(together) > 1:

@@ -149,4 +149,15 @@ def _refusal(parts: Sequence[Part]) -> ConfigurationError | None:
             f"two_phase=True: the request has written to {listed(deciding)}, all on MariaDB, where only one may be. Nothing "
             "is stored. Schemas of one server can be written to through one Database: shop.orders, reports.sales"
         )
-    return None
+    among = next((part.stock.among for part in parts if part.branching.decides), None)
+    return next((_stranger(part) for part in parts if among is not None and part.stock.fingerprint not in among), None)
+
+
+def _stranger(part: Part) -> ConfigurationError:
+    """What the name of the part that decides does not tell of, so that it could be committed without this one."""
+    runtime = part.unit.runtime
+    runtime.fingerprint = part.stock.fingerprint
+    return ConfigurationError(
+        f"two_phase=True: the server of {runtime.name!r} is another than the one that was asked before. Nothing is stored; try "
+        "again"
+    )
