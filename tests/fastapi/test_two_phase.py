@@ -256,6 +256,28 @@ async def test_a_client_that_leaves_while_it_is_prepared_leaves_nothing(place):
     assert place.where() == place.prepared() == []
 
 
+async def test_what_comes_after_it_was_asked_whether_it_has_written_is_not_stored(place):
+    sessions = []
+
+    @place.app.post("/late")
+    async def late(
+        notes: Annotated[AsyncSession, place.databases["notes"].session()],
+        ledger: Annotated[AsyncSession, place.databases["ledger"].session()],
+    ) -> None:
+        await notes.scalar(text("SELECT 1"))
+        ledger.add(Word(word="a"))
+        sessions.append(notes)
+
+    place.proxies["ledger"].set_trap(Step.RECEIPT, Fault.LATENCY)
+    waiting = asyncio.create_task(place.proxies["ledger"].struck.wait())
+    request = asyncio.create_task(place.post("/late"))
+    await waiting
+    with pytest.raises(errors.TransactionEnded):
+        await sessions[0].execute(text("INSERT INTO words VALUES ('late')"))
+    assert (await request).status_code == 200
+    assert place.stored() == {"notes": [], "ledger": ["a"]}
+
+
 async def test_what_comes_after_prepare_is_not_stored(place):
     sessions = []
 

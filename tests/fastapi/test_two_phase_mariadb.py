@@ -664,6 +664,36 @@ async def test_resolving_that_fails_midway_leaves_the_last_prepared_for_the_next
 # Who takes part.
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_databases_of_both_kinds_take_part_together(urls, kind):
+    """Without a start at which they could have been asked who they are."""
+    async with placed(urls, KINDS[kind]) as place:
+        other = KINDS["sync" if kind == "async" else "async"]
+        notes = other(url_of(urls["notes"], other), two_phase=True, name="other kind")
+        place.databases["ledger"]._runtime.fingerprint = None
+        notes.install(place.app)
+
+        @place.app.post("/both")
+        async def both(
+            one: Annotated[Any, notes.session()],
+            two: Annotated[Any, place.databases["ledger"].session()],
+            after: str | None = None,
+        ) -> None:
+            one.add(Word(word="a", after=after))
+            two.add(Word(word="a"))
+
+        try:
+            assert (await place.post("/both?after=missing")).status_code == 409
+            assert place.where() == place.prepared() == []
+            assert (await place.post("/both")).status_code == 200
+            assert place.where() == BOTH
+            assert place.proxies["ledger"].passed.count(Step.PREPARED_COMMIT_SENT) == 1
+        finally:
+            closed = notes.close()
+            if closed is not None:
+                await closed
+
+
 async def test_databases_that_were_away_when_the_application_started_are_asked_later(place):
     for db in place.databases.values():
         db._runtime.fingerprint = None

@@ -38,7 +38,7 @@ _STATEMENTS = (
     (Step.PREPARE_SENT, re.compile(r"\s*(PREPARE\s+TRANSACTION|XA\s+PREPARE)\b", re.IGNORECASE)),
     (Step.PREPARED_COMMIT_SENT, re.compile(r"\s*(COMMIT\s+PREPARED|XA\s+COMMIT)\b", re.IGNORECASE)),
     (Step.SAVEPOINT, re.compile(r"\s*SAVEPOINT\b", re.IGNORECASE)),
-    (Step.RECEIPT, re.compile(r"\s*SELECT pg_current_xact_id")),
+    (Step.RECEIPT, re.compile(r"\s*SELECT (pg_current_xact_id|\(SELECT system_identifier)")),
     (Step.RELEASE, re.compile(r"\s*RELEASE\b", re.IGNORECASE)),
     (Step.ROLLBACK_TO, re.compile(r"\s*ROLLBACK\s+TO\b", re.IGNORECASE)),
     (Step.ROLLBACK, re.compile(r"\s*(XA\s+)?ROLLBACK\b(?!\s+(WORK\s+|TRANSACTION\s+)?(TO|PREPARED)\b)", re.IGNORECASE)),
