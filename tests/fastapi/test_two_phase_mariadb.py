@@ -1,6 +1,7 @@
 """`two_phase=True` with MariaDB, by both kinds of database: its part is named at its beginning, and is always the last."""
 
 import asyncio
+import random
 import sys
 import textwrap
 import threading
@@ -582,6 +583,26 @@ async def test_a_client_that_leaves_while_it_is_prepared_leaves_all_or_nothing(p
     with pytest.raises(asyncio.CancelledError):
         await request
     assert place.where() == where
+    assert place.prepared() == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_clients_that_leave_at_any_moment_leave_the_same_in_all_databases(place, seed):
+    chance = random.Random(seed)  # noqa: S311  # a plan, not a secret
+    requests = []
+    for number in range(40):
+        request = asyncio.create_task(place.post(f"/do?word={number}"))
+        asyncio.get_running_loop().call_later(chance.random() / 2, request.cancel)
+        requests.append(request)
+        await asyncio.sleep(chance.random() / 50)
+    answers = await asyncio.gather(*requests, return_exceptions=True)
+    async with asyncio.timeout(PATIENCE):
+        while any(db._runtime.units or db.engine.pool.checkedout() for db in place.databases.values()):
+            await asyncio.sleep(0.02)  # a thread cannot be cancelled, and goes on to its end
+    answered = {str(n) for n, a in enumerate(answers) if not isinstance(a, BaseException) and a.status_code == 200}
+    stored = place.stored()
+    assert stored["notes"] == stored["ledger"]
+    assert answered <= set(stored["notes"])
     assert place.prepared() == []
 
 
