@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from sqlalchemy import event, select, text
+from sqlalchemy import select, text
 
 from tests.conformance.tables import Meaning, Stored, Word, store
 from tests.engines import Observer
@@ -13,8 +13,11 @@ pytestmark = pytest.mark.engines("sqlite")
 
 
 async def begins(db: Database, **options: object) -> list[str]:
+    """What SQLite itself is told; the pool has one connection, since nobody needs another."""
     sent: list[str] = []
-    event.listen(db.engine.sync_engine, "before_cursor_execute", lambda _c, _u, sql, *_: sent.append(sql))
+    async with db.engine.connect() as connection:
+        raw = await connection.get_raw_connection()
+        await raw.driver_connection.set_trace_callback(sent.append)
     async with db.transaction(**options) as session:
         await session.execute(select(Word))
     return [sql for sql in sent if sql.startswith("BEGIN")]
