@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from tests.engines import BY_ID, Engine, EngineMissingError, Engines, Observer, chosen, observe
+from transact._sqlalchemy.plain import plain_engine
+from transact._sqlalchemy.pool import TransactPool
+from transact._sqlalchemy.runtime import RUNTIMES
 
 ENGINES = pytest.StashKey[Engines]()
 
@@ -95,6 +98,17 @@ def lasting_database(config: pytest.Config, engine_id: str, folder: Path, stack:
     """A database of its own for a fixture that outlives one test; it is dropped when the stack closes."""
     engines = config.stash[ENGINES]
     return _or_miss(config, engine_id, lambda engine: engines.another_database(engine, folder, stack))
+
+
+@pytest.fixture(autouse=True)
+def closed_at_the_end() -> Iterator[None]:
+    """A database that a test does not close is its own failure, and not that of whoever runs when its garbage is collected."""
+    before = set(RUNTIMES)
+    yield
+    made = [runtime for runtime in set(RUNTIMES) - before if hasattr(runtime, "engine")]  # those that were not refused
+    pools = [plain_engine(runtime.engine).pool for runtime in made]
+    left = [pool.checkedin() for pool in pools if isinstance(pool, TransactPool)]
+    assert not any(left), "a database was not closed: its pool has connections that are open"
 
 
 @pytest.fixture
