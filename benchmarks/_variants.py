@@ -14,11 +14,16 @@ class Peer:
 
 @dataclass(frozen=True)
 class Variant:
-    """``name`` is the module in ``benchmarks.apps``; ``shown`` is what the tables say."""
+    """``name`` is the module in ``benchmarks.apps``; ``shown`` is what the tables say; ``paths`` its routes, if not all."""
 
     name: str
     shown: str
     peer: Peer | None = None
+    paths: tuple[str, ...] = ()
+
+    def serves(self, path: str) -> bool:
+        """Whether ``path`` can be measured."""
+        return not self.paths or path in self.paths
 
 
 def _peer(requirement: str, python: str | None = None, refuses: tuple[str, ...] = ()) -> Variant:
@@ -26,7 +31,7 @@ def _peer(requirement: str, python: str | None = None, refuses: tuple[str, ...] 
     return Variant(distribution.replace("-", "_"), distribution, Peer(requirement, python, refuses))
 
 
-EMPTY = Variant("empty", "FastAPI alone")
+EMPTY = Variant("empty", "FastAPI alone", paths=("/idle", "/empty"))
 ASYNCPG = Variant("asyncpg_pool", "asyncpg with its own pool")
 CORE = Variant("core", "SQLAlchemy Core by hand")
 GET_DB = Variant("get_db", "`get_db`")

@@ -72,7 +72,7 @@ def measure(workers: Iterable[tuple[Runner, Worker]], rounds: int, requests: int
         say(name)
         for number in range(rounds + 1):
             for runner, worker in workers:
-                if runner in failed or (runner is EMPTY and path != "/empty"):
+                if runner in failed or (isinstance(runner, Variant) and not runner.serves(path)):
                     continue
                 try:
                     measured = worker.cost(method, path, requests)

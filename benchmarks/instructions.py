@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks._command import command, say
 from benchmarks._environments import installed_peers
 from benchmarks._report import machine, table
-from benchmarks._variants import ASYNCPG, CONTROL, EMPTY, OURS, Variant
+from benchmarks._variants import ASYNCPG, CONTROL, OURS, Variant
 from benchmarks._workers import Process
 from benchmarks.cpu import ROUTES
 
@@ -37,9 +37,7 @@ def report(url: str, server: str, quick: bool) -> str:  # noqa: FBT001  # every 
 
     def counted(variant: Variant) -> tuple[dict[str, str], Counts]:
         say(f"instructions: {variant.shown}")
-        return _count(
-            url, variant, requests, [route for route in routes if variant is not EMPTY or route[1] == "/empty"]
-        )
+        return _count(url, variant, requests, [route for route in routes if variant.serves(route[1])])
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         found = dict(zip(variants, pool.map(counted, variants), strict=True))

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import event, select, text
 
 from tests.conformance.tables import Meaning, Stored, Word, store
 from tests.engines import Observer
@@ -27,6 +27,33 @@ async def test_a_writer_begins_immediate_a_snapshot_deferred_and_a_reader_not_at
     assert await begins(db) == ["BEGIN IMMEDIATE"]
     assert await begins(db, read_only=True, isolation=Isolation.REPEATABLE_READ) == ["BEGIN"]
     assert await begins(db, read_only=True) == []
+
+
+async def test_a_begin_that_was_kept_from_being_sent_is_not_sent_later(db: Database) -> None:
+    def refuse(_connection: object) -> None:
+        raise LookupError
+
+    event.listen(db.engine.sync_engine, "begin", refuse)
+    with pytest.raises(LookupError):
+        async with db.engine.connect() as connection:
+            await connection.execute(select(Word))
+    event.remove(db.engine.sync_engine, "begin", refuse)
+    async with db.engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await connection.execute(select(Word))
+        raw = await connection.get_raw_connection()
+        assert not raw.driver_connection.in_transaction
+
+
+async def test_a_begin_that_fails_is_named_by_its_error(db: Database) -> None:
+    async with (
+        Database(f"sqlite+aiosqlite:///{db.engine.url.database}?timeout=0") as other,
+        db.transaction() as session,
+    ):
+        await session.execute(select(Word))
+        with pytest.raises(errors.LockTimeout, match=r"SQL: BEGIN IMMEDIATE"):
+            async with other.transaction() as second:
+                await second.execute(select(Word))
 
 
 async def test_a_writer_holds_the_lock_from_its_first_statement_and_a_reader_does_not(

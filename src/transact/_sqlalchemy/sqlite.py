@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from sqlalchemy import event, exc
-from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_connection
 from sqlalchemy.engine import URL, Connection, ExceptionContext
 from sqlalchemy.pool import PoolResetState
 from sqlalchemy.util import await_only
 
 from transact._core.limits import Told
+from transact._sqlalchemy.asking import ask_less_often, begins_with
 from transact._sqlalchemy.keys import AUTOCOMMIT, LIMITED, QUEUED, READ_ONLY, STATEMENTS, UNIT
 from transact._sqlalchemy.limits import check_deadline
 from transact._sqlalchemy.line import Line, Place
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 _TURN = "transact_turn"
 _WATCHED = "transact_watched"
-_TO_SEND = "transact_begin"
 _STEPS = 10_000
 """Instructions of SQLite's machine between two looks at the clock: less than a millisecond."""
 
@@ -143,8 +142,7 @@ def prepare_sqlite(engine: AnyEngine, runtime: Runtime, *, memory: bool, patienc
         if state.asyncio_safe:
             _forget_limits(connection, record)
 
-    dialect: Any = plain_engine(engine).dialect  # which no other engine has
-    dialect.do_begin, dialect.do_rollback = _do_begin, _do_rollback
+    ask_less_often(engine)
     event.listen(plain_engine(engine), "checkin", _end_turn)
     event.listen(plain_engine(engine), "detach", _end_turn)
     event.listen(plain_engine(engine), "invalidate", _abandon)
@@ -166,8 +164,8 @@ def _begin(connection: Connection, turns: Turns) -> None:
     if connection.info.get(READ_ONLY, False) is not read_only:  # as the last user of the connection left it
         connection.exec_driver_sql(f"PRAGMA query_only = {'ON' if read_only else 'OFF'}")
         connection.info[READ_ONLY] = read_only
-    connection.info.pop(_TO_SEND, None)  # of a BEGIN that another listener has kept from being sent
     if options.get("isolation_level") == AUTOCOMMIT or options.get(STATEMENTS):
+        begins_with(connection, None)
         return
     unit = options.get(UNIT)
     # Never early: the deadline must have passed when the wait for it is over.
@@ -189,34 +187,8 @@ def _begin(connection: Connection, turns: Turns) -> None:
     # A deferred transaction that reads and then writes fails with BUSY_SNAPSHOT when another wrote in between, which no
     # waiting can cure; a writer takes the lock first and waits for it.
     statement = "BEGIN" if read_only else "BEGIN IMMEDIATE"
-    if isinstance(connection.connection.dbapi_connection, AsyncAdapt_aiosqlite_connection):
-        connection.info[_TO_SEND] = statement
-    else:
+    if not begins_with(connection, statement):
         connection.exec_driver_sql(statement)
-
-
-def _do_begin(connection: Any) -> None:
-    """Send BEGIN by one call of the driver's thread, where a cursor takes three. SQLAlchemy takes care of its errors."""
-    statement = connection.info.pop(_TO_SEND, None)
-    if statement is not None:
-        await_only(connection.driver_connection.execute_fetchall(statement))
-
-
-def _do_rollback(connection: Any) -> None:
-    """Send ROLLBACK if there is something to roll back: sqlite3 asks that too, but in the driver's thread, which takes long.
-
-    Nothing else runs on the connection now, or it would have been thrown away.
-    """
-    held = getattr(connection, "dbapi_connection", connection)
-    if not isinstance(held, AsyncAdapt_aiosqlite_connection) or _in_transaction(held.driver_connection):
-        connection.rollback()
-
-
-def _in_transaction(driver: Any) -> bool:
-    try:
-        return bool(driver.in_transaction)
-    except ValueError:  # it is closed
-        return True
 
 
 def _longest_wait(unit: Unit | None, usual: float) -> float:
