@@ -46,10 +46,11 @@ def _do_begin(connection: Any) -> None:
 
 def _tell_begin(context: ExceptionContext) -> None:
     # SQLAlchemy knows of no statement; whoever reads the error should.
-    if context.statement is None and context.connection is not None and context.chained_exception is not None:
+    error = getattr(context, "chained_exception", None)  # it is there once another listener has made one
+    if error is not None and context.statement is None and context.connection is not None:
         statement = context.connection.info.pop(_BEGINS, None)
         if statement is not None:
-            context.chained_exception.statement = statement  # type: ignore[attr-defined]  # of all that SQLAlchemy raises
+            error.statement = statement
 
 
 def _do_rollback(connection: Any) -> None:
