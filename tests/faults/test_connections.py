@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
@@ -51,6 +52,22 @@ def kill_all(url: str, observer: Observer) -> int:
     while observer.rows(OTHERS[backend]):
         pass
     return len(sessions)
+
+
+@pytest.mark.engines("pg18-psycopg")
+async def test_an_error_without_a_code_on_a_connection_that_the_server_ended_is_that_of_a_lost_one(
+    database_url: str, observer: Observer
+) -> None:
+    """psycopg raises it when it is told of the end before it has read it, which a test cannot bring about."""
+    closed = psycopg.OperationalError("connection socket closed")
+    async with Database(database_url) as db, db.engine.connect() as connection:
+        raw = await connection.get_raw_connection()
+        is_disconnect = db.engine.dialect.is_disconnect
+        assert not is_disconnect(closed, raw.dbapi_connection, None)
+        kill_all(database_url, observer)
+        assert is_disconnect(closed, raw.dbapi_connection, None)
+        assert not is_disconnect(psycopg.errors.DeadlockDetected("a code of the server's"), raw.dbapi_connection, None)
+        await connection.invalidate()
 
 
 @pytest.mark.parametrize("face", ["block", "request"])

@@ -20,7 +20,7 @@ from transact._sqlalchemy.branching import Branching
 from transact._sqlalchemy.holding import note_statements
 from transact._sqlalchemy.keys import AUTOCOMMIT, UNIT
 from transact._sqlalchemy.limits import is_over
-from transact._sqlalchemy.liveness import has_hung_up
+from transact._sqlalchemy.liveness import has_hung_up, notice_hang_ups
 from transact._sqlalchemy.modes import modes_of, writing_connection
 from transact._sqlalchemy.plain import AnyEngine, plain_engine
 from transact._sqlalchemy.pool import TransactPool, drop_if_read_only, pool_class
@@ -141,6 +141,7 @@ def make_engine(
     runtime.tell_limits = _TELL[engine.dialect.name]
     if verify_commit and engine.dialect.name == "postgresql":
         runtime.verifier = _verifier(runtime, url, options)
+    notice_hang_ups(engine.dialect)
     _translate_errors(engine, runtime, metadata)
     note_statements(engine)
     if isinstance(engine.pool, TransactPool):

@@ -37,6 +37,25 @@ def has_hung_up(connection: Any, info: MutableMapping[Any, Any] | None = None) -
         return False
 
 
+def notice_hang_ups(dialect: Any) -> None:
+    """Take an error for that of a lost connection where the operating system alone knows that it is one.
+
+    psycopg says "connection socket closed", without a SQLSTATE, when its wait is told so before libpq has seen anything;
+    SQLAlchemy asks only what libpq has seen.
+    """
+    if dialect.driver != "psycopg":
+        return
+    usual = dialect.is_disconnect
+
+    def is_disconnect(error: Any, connection: Any, cursor: Any) -> bool:
+        if usual(error, connection, cursor):
+            return True
+        is_clients = isinstance(error, dialect.loaded_dbapi.OperationalError) and error.sqlstate is None
+        return is_clients and connection is not None and has_hung_up(connection)
+
+    dialect.is_disconnect = is_disconnect
+
+
 def _watch(driver: Any) -> Callable[[], bool]:
     """What tells, in a microsecond, whether ``driver`` has lost its server: each transaction asks that twice."""
     is_closed = _closed(driver)
