@@ -89,7 +89,7 @@ class Unit(Guarding):
         self.own_limits: Limits | None
         self.limits: Limits | None
         self.own_limits = self.limits = None if autocommit else limits_of(options)
-        self.reads_alone = bool(options.read_only) and self.managed and reads_by_statement(runtime, options)
+        self.reads_alone = self.managed and reads_by_statement(runtime, options)
         self.reader: Reader | None = None
         self.joined_limits: list[Limits] = []
         self.enforced = False
